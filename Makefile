@@ -1,0 +1,69 @@
+# Everything a user or developer runs; `make help` lists it. Each target makes .venv from env/ by itself.
+
+# A Python 3.10 to 3.13 that makes .venv.
+PYTHON ?= python3
+# An extra package index for torch, such as https://download.pytorch.org/whl/cpu (smaller, no CUDA libraries).
+TORCH_INDEX ?=
+# Where `make demo` writes.
+OUT ?= demo_output
+# Extra arguments for pytest or the benchmark: make test ARGS="-k demo"
+ARGS ?=
+
+VENV := .venv
+VENV_PYTHON := $(CURDIR)/$(VENV)/bin/python
+REQUIREMENTS := env/requirements.txt env/requirements-dev.txt
+# Named after the content, not the time: a checkout or a copied .venv does not install anew, a changed pin does.
+STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | tr ' ' '-')
+
+BUNDLE_NAME := lightm_unet_segmentation
+BUNDLE_OUTPUTS := output eval prediction runs mlruns demo_output
+READ_VERSION := import json; print(json.load(open("bundle/configs/metadata.json", encoding="utf-8"))["version"])
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench release clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+
+demo: $(STAMP)  ## segment both hippocampi of an embedded brain image on the CPU with the shipped weights
+	@cd bundle && $(VENV_PYTHON) -m scripts.demo --output_dir "$(abspath $(OUT))"
+
+test: $(STAMP)  ## the whole test suite
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## style: ruff check and ruff format --check
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+bench: $(STAMP)  ## time the selective scan's backends on this machine
+	@$(VENV_PYTHON) benchmarks/selective_scan.py $(ARGS)
+
+# git knows what belongs to the bundle; outside a checkout it is everything but caches and run outputs.
+release: $(STAMP)  ## zip the bundle for the model zoo into dist/
+	@set -e; version=$$($(VENV_PYTHON) -c '$(READ_VERSION)'); \
+	zip=$(BUNDLE_NAME)_v$$version.zip; stage=dist/$(BUNDLE_NAME); \
+	rm -rf "$$stage" "dist/$$zip"; mkdir -p "$$stage"; \
+	if git -C bundle ls-files --error-unmatch LICENSE >/dev/null 2>&1; then git -C bundle ls-files -z; \
+	else (cd bundle && find . -type f $(patsubst %,! -path './%/*',$(BUNDLE_OUTPUTS)) ! -name '*.pyc' -print0); \
+	fi >dist/.files; \
+	(cd bundle && xargs -0 cp --parents -t "../$$stage" <../dist/.files); \
+	(cd dist && $(VENV_PYTHON) -m zipfile -c "$$zip" $(BUNDLE_NAME)/ && rm -r $(BUNDLE_NAME) .files); \
+	echo "dist/$$zip"
+
+clean:  ## remove .venv, dist, the demo's output and caches
+	@rm -rf $(VENV) dist demo_output .pytest_cache .hypothesis .ruff_cache
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(STAMP):
+	@$(PYTHON) -c 'pass' 2>/dev/null || { \
+	echo "make: '$(PYTHON)' does not run: install Python 3.10 to 3.13 or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	echo "make: $$($(PYTHON) --version) is outside 3.10 to 3.13: name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing the pinned packages of env/requirements-dev.txt (several minutes on a fresh machine) ..."
+	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r env/requirements-dev.txt
+	@touch $@

@@ -1,0 +1,97 @@
+"""What every ``python -m monai.bundle run`` of this bundle does first."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+
+from .errors import UserError, show_user_errors_plainly
+
+__all__ = ["as_flag", "check_ids", "start"]
+
+# Arguments of `monai.bundle run` itself.
+_RUN_ARGUMENTS = (
+    "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type help".split()
+)
+
+
+def start() -> None:
+    """Show user errors in one line and refuse mistyped ids on a ``monai.bundle`` command line."""
+    main_spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if main_spec is None or not main_spec.name.startswith("monai.bundle"):
+        return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
+    show_user_errors_plainly()
+    logging.getLogger("ignite").setLevel(logging.ERROR)
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
+    check_ids(sys.argv[1:])
+
+
+def check_ids(arguments: Sequence[str]) -> None:
+    """Refuse an override whose top-level id no given config file defines; MONAI would accept and ignore it.
+
+    Args:
+        arguments: the command line after ``python -m monai.bundle``.
+
+    Raises:
+        UserError: names the unknown id and the nearest known one.
+    """
+    given = _option_values(arguments)
+    overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
+    files = _as_list(given.get("config_file"))
+    if "args_file" in given:
+        from_file = json.loads(Path(given["args_file"]).read_text())
+        files = files or _as_list(from_file.pop("config_file", None))
+        overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
+    known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
+    for name in overrides:
+        top_level = name.replace("::", "#").split("#")[0]
+        if known and top_level not in known:
+            raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
+
+
+def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
+    """Read true/false as typed on a command line, where MONAI hands on the string 'false'.
+
+    Raises:
+        UserError: the value is neither true nor false.
+    """
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "none": False}
+    word = str(value).lower()
+    if word not in words:
+        raise UserError(f"{name} must be true or false, not {value!r}")
+    return words[word]
+
+
+def _option_values(arguments: Sequence[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` pairs; Fire reads a dash inside a name as an underscore."""
+    values: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        name, equals, value = argument[2:].partition("=")
+        if not equals and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        values[name.replace("-", "_")] = value
+    return values
+
+
+def _as_list(value: str | Iterable[str] | None) -> list[str]:
+    """A config_file argument as a list of paths: ``a.json`` or ``['a.json','b.json']``."""
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        return list(value)
+    if not value.strip().startswith(("[", "(")):
+        return [value]
+    return [part.strip(" '\"") for part in value.strip(" []()").split(",") if part.strip(" '\"")]
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,0 +1,221 @@
+"""Checkpoints of a run: the best and the last weights, and everything a run needs to go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from ..command_line import as_flag
+from ..data.images import replacing
+from ..distributed import is_main_process
+from ..errors import UserError
+
+__all__ = ["SaveCheckpoints", "load_weights", "prepare_run"]
+
+CHECKPOINT = "checkpoint.pt"
+SETTINGS = "settings.json"
+logger = logging.getLogger("lightm_unet")
+
+
+class SaveCheckpoints:
+    """Write model.pt whenever the EMA pseudo-Dice rises, checkpoint.pt after every epoch, model_final.pt last.
+
+    Only the main process writes; each file is written whole and then renamed. Comes after the
+    ValidationHandler among the trainer's handlers, so that an epoch's scores are there when it is saved.
+
+    Args:
+        output_dir: the run's folder.
+        network, optimizer: what is saved.
+        evaluator: the engine whose metrics hold ema_pseudo_dice and dice_NAME.
+        labels: name -> value of the foreground classes.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        evaluator: Engine,
+        labels: Mapping[str, int],
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.labels = labels
+
+    def attach(self, engine: Engine) -> None:
+        if not hasattr(engine.state, "best_scores"):
+            engine.state.best_scores = None
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._end_run)
+
+    def _end_epoch(self, trainer: Engine) -> None:
+        if self.evaluator.state.epoch == trainer.state.epoch:
+            self._keep_best(trainer)
+        self._write(CHECKPOINT, self._everything(trainer))
+
+    def _keep_best(self, trainer: Engine) -> None:
+        metrics, best = self.evaluator.state.metrics, trainer.state.best_scores
+        if best is not None and not metrics["ema_pseudo_dice"] > best["ema_pseudo_dice"]:
+            return
+        trainer.state.best_scores = {
+            "epoch": trainer.state.epoch,
+            "ema_pseudo_dice": metrics["ema_pseudo_dice"],
+            "dice": {name: metrics[f"dice_{name}"] for name in self.labels},
+        }
+        self._write("model.pt", self.network.state_dict())
+
+    def _everything(self, trainer: Engine) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
+            "epoch": trainer.state.epoch,
+            "iteration": trainer.state.iteration,
+            "ema_pseudo_dice": self.evaluator.state.ema_pseudo_dice,
+            "best_scores": trainer.state.best_scores,
+        }
+
+    def _end_run(self, trainer: Engine) -> None:
+        self._write("model_final.pt", self.network.state_dict())
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        if is_main_process():
+            with replacing(self.output_dir / name) as temporary:
+                torch.save(content, temporary)
+
+
+def prepare_run(
+    trainer: Engine,
+    evaluator: Engine,
+    network: torch.nn.Module,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    output_dir: str,
+    resume: bool | str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Make the run's folder and its log file; with ``resume`` continue the run that is there.
+
+    The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
+    checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
+    the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
+    seed and epoch.
+
+    Args:
+        settings: what a resumed run must share with the old one, kept in settings.json.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is false, or the other way round; it cannot be
+            written; the old run had other settings; or it is complete.
+    """
+    folder = Path(output_dir)
+    checkpoint = folder / CHECKPOINT
+    resume = as_flag(resume, "resume")
+    if checkpoint.exists() and not resume:
+        raise UserError(
+            f"{folder} already holds a run: continue it with --resume true, or start anew in another folder with "
+            "--output_dir"
+        )
+    if resume and not checkpoint.exists():
+        raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
+    settings = json.loads(json.dumps(settings))
+    if resume:
+        _check_settings(folder / SETTINGS, settings)
+    _make_folder(folder, settings)
+    if resume:
+        _restore(checkpoint, trainer, evaluator, network, lr_scheduler)
+
+
+def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+    """Load a file of weights (a state_dict) into a network.
+
+    Raises:
+        UserError: the file is missing or no such file, or its weights do not fit the network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there are no weights at {path}: train first, or give another file with --checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has many errors for a broken file
+        raise UserError(f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0]}") from error
+    state = state["network"] if isinstance(state, dict) and "network" in state else state
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = "\n".join(str(error).splitlines()[:6])
+        raise UserError(
+            f"the weights {path} do not fit the network; check the task overlay and init_filters.\n{reason}"
+        ) from error
+
+
+def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    if not is_main_process():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; give another --output_dir") from error
+    log_file = logging.FileHandler(folder / "training.log")
+    log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(log_file)
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    old = json.loads(path.read_text()) if path.is_file() else settings
+    changed = [f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value]
+    if changed:
+        raise UserError(f"the run in {path.parent} cannot go on with other settings: {'; '.join(changed)}")
+
+
+def _restore(
+    path: Path,
+    trainer: Engine,
+    evaluator: Engine,
+    network: torch.nn.Module,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    load_weights(network, path)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    epoch = saved["epoch"]
+    if epoch >= trainer.state.max_epochs:
+        raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
+    _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
+    evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]
+
+    def at_start(engine: Engine) -> None:  # only here has the trainer its scaler, and not yet its first epoch
+        engine.state.epoch = epoch
+        engine.state.iteration = epoch * engine.state.epoch_length
+        engine.state.best_scores = saved["best_scores"]
+        if engine.scaler is not None and saved["scaler"]:
+            engine.scaler.load_state_dict(saved["scaler"])
+        logger.info(f"resuming after epoch {epoch} of {engine.state.max_epochs}")
+
+    trainer.add_event_handler(Events.STARTED, at_start)
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    saved: Mapping[str, Any],
+    epoch: int,
+) -> None:
+    """Take the saved moments but the config's hyperparameters, and wind its schedule on to ``epoch``."""
+    configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, wanted in zip(optimizer.param_groups, configured, strict=True):
+        group.update(wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of a schedule that runs ahead of the optimiser
+        for _ in range(epoch):
+            lr_scheduler.step()

@@ -1,0 +1,36 @@
+"""The error for everything a user can put right, and how the command line shows it."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = ["UserError", "find_user_error", "show_user_errors_plainly"]
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message names the file or key, what is wrong and what to do."""
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that caused ``error``, however many library errors were wrapped around it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def show_user_errors_plainly() -> None:
+    """Make an uncaught :class:`UserError` print its message alone; every other error keeps its traceback."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        user_error = find_user_error(error)
+        if user_error is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"\nerror: {user_error}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,4 @@
+from .lightm_unet import LightMUNet
+from .vss import Mamba, VSSLayer
+
+__all__ = ["LightMUNet", "Mamba", "VSSLayer"]

@@ -1,0 +1,252 @@
+"""LightM-UNet: a UNet whose encoder is made of Mamba layers (arXiv 2403.05246), in 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.data import MetaTensor
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.segresnet_block import get_upsample_layer
+from monai.networks.layers.factories import Dropout
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.utils import UpsampleMode
+from torch.utils.checkpoint import checkpoint
+
+from .reference_weights import from_reference
+from .vss import VSSLayer
+
+__all__ = ["LightMUNet"]
+
+
+class LightMUNet(nn.Module):
+    """LightM-UNet (Liao et al. 2024, arXiv 2403.05246).
+
+    An encoder of residual VSS (Mamba) blocks and a light decoder of depthwise convolutions. With the
+    defaults it has 5,015,766 parameters in 3D (1 -> 3 channels) and 5,011,765 in 2D (3 -> 2); the paper's
+    1.09 M and 1.87 M miscount them.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: image channels and classes (background included).
+        init_filters: width F of the first stage; it doubles with each stage.
+        blocks_down: residual VSS blocks per encoder stage.
+        blocks_up: blocks per decoder stage; one entry fewer than ``blocks_down``.
+        norm, act: MONAI names of the normalisation and activation, with their arguments.
+        dropout_prob: probability of channel dropout after the stem, or None.
+        upsample_mode: MONAI's :class:`~monai.utils.UpsampleMode`; the paper's is "nontrainable" (linear).
+        use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
+        backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
+
+    Input (batch, in_channels, *spatial), float; every spatial size a multiple of ``2 ** (stages - 1)``,
+    8 by default. Output (batch, out_channels, *spatial), logits.
+
+    Raises:
+        ValueError: spatial_dims is not 2 or 3, the blocks do not fit together, or (in ``forward``) the
+            input's number of dimensions, channels or its size does not suit the network.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        init_filters: int = 32,
+        blocks_down: Sequence[int] = (1, 2, 2, 4),
+        blocks_up: Sequence[int] = (1, 1, 1),
+        norm: tuple | str = ("GROUP", {"num_groups": 8}),
+        act: tuple | str = ("RELU", {"inplace": True}),
+        dropout_prob: float | None = None,
+        upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,
+        use_checkpoint: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims}")
+        if len(blocks_up) != len(blocks_down) - 1:
+            raise ValueError(
+                f"blocks_up needs one entry fewer than blocks_down: got {len(blocks_up)} and {len(blocks_down)}"
+            )
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.size_multiple = 2 ** (len(blocks_down) - 1)
+        widths = [init_filters * 2**i for i in range(len(blocks_down))]
+
+        self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
+        self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
+        self.encoder = nn.ModuleList(
+            EncoderStage(spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint)
+            for i, (width, blocks) in enumerate(zip(widths, blocks_down, strict=True))
+        )
+        self.decoder = nn.ModuleList(
+            DecoderStage(spatial_dims, width, blocks, norm, act, upsample_mode)
+            for width, blocks in zip(reversed(widths[1:]), blocks_up, strict=True)
+        )
+        self.head = nn.Sequential(
+            get_norm_layer(norm, spatial_dims, init_filters),
+            get_act_layer(act),
+            _depthwise_separable(spatial_dims, init_filters, out_channels, kernel_size=1, bias=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
+            x = x.as_tensor()
+        x = self.dropout(self.stem(x))
+        skips: list[torch.Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+        return self.head(x)
+
+    def load_reference_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the weights of the authors' code.
+
+        Args:
+            state: a state_dict under the authors' key names, or a whole nnU-Net checkpoint
+                (``checkpoint_*.pth``), which holds one under "network_weights".
+
+        Raises:
+            ValueError: a weight is missing, unknown or of another shape; the message lists them.
+        """
+        self.load_state_dict(from_reference(state, self.state_dict()))
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        if x.ndim != self.spatial_dims + 2:
+            raise ValueError(
+                f"LightMUNet has spatial_dims={self.spatial_dims} and takes a {self.spatial_dims + 2}D tensor "
+                f"(batch, channels, *spatial), but got shape {tuple(x.shape)}"
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"LightMUNet takes {self.in_channels} input channel(s), but got {x.shape[1]}")
+        if any(size % self.size_multiple for size in x.shape[2:]):
+            raise ValueError(
+                f"LightMUNet needs every spatial size to be a multiple of {self.size_multiple}, but got "
+                f"{tuple(x.shape[2:])}: pad the image or choose another patch size"
+            )
+
+
+class EncoderStage(nn.Module):
+    """(VSS layer to the new width, max-pool by 2) unless it is the first, then residual VSS blocks."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        norm: tuple | str,
+        act: tuple | str,
+        backend: str,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.downsample = nn.Identity()
+        if in_channels != out_channels:
+            pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=2)
+            self.downsample = nn.Sequential(VSSLayer(in_channels, out_channels, backend), pool)
+        self.blocks = nn.ModuleList(
+            ResidualVSSBlock(spatial_dims, out_channels, norm, act, backend) for _ in range(blocks)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in (self.downsample, *self.blocks):
+            if self.use_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(module, x, use_reentrant=False)
+            else:
+                x = module(x)
+        return x
+
+
+class ResidualVSSBlock(nn.Module):
+    """norm, act, VSS, norm, act, VSS, plus the input."""
+
+    def __init__(
+        self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str, backend: str
+    ) -> None:
+        super().__init__()
+        self.norm1 = get_norm_layer(norm, spatial_dims, channels)
+        self.act = get_act_layer(act)
+        self.vss1 = VSSLayer(channels, channels, backend)
+        self.norm2 = get_norm_layer(norm, spatial_dims, channels)
+        self.vss2 = VSSLayer(channels, channels, backend)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.vss1(self.act(self.norm1(x)))
+        return x + self.vss2(self.act(self.norm2(y)))
+
+
+class DecoderStage(nn.Module):
+    """Halve the width, upsample by 2, add the encoder's feature map, then residual convolution blocks."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        blocks: int,
+        norm: tuple | str,
+        act: tuple | str,
+        upsample_mode: UpsampleMode | str,
+    ) -> None:
+        super().__init__()
+        width = in_channels // 2
+        self.reduce = _convolution(spatial_dims, in_channels, width, kernel_size=1)
+        self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode=upsample_mode)
+        self.blocks = nn.Sequential(
+            *(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks))
+        )
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.upsample(self.reduce(x)) + skip)
+
+
+class ResidualConvBlock(nn.Module):
+    """norm, act, depthwise-separable convolution plus the scaled input, norm, act."""
+
+    def __init__(self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str) -> None:
+        super().__init__()
+        self.norm1 = get_norm_layer(norm, spatial_dims, channels)
+        self.act = get_act_layer(act)
+        self.conv = _depthwise_separable(spatial_dims, channels, channels)
+        self.skip_scale = nn.Parameter(torch.ones(1))
+        self.norm2 = get_norm_layer(norm, spatial_dims, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(self.act(self.norm1(x))) + self.skip_scale * x
+        return self.act(self.norm2(y))
+
+
+def _convolution(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    groups: int = 1,
+    bias: bool = False,
+) -> Convolution:
+    return Convolution(
+        spatial_dims,
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        groups=groups,
+        bias=bias,
+        conv_only=True,
+    )
+
+
+def _depthwise_separable(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = False
+) -> nn.Sequential:
+    """A depthwise convolution, then a pointwise one."""
+    return nn.Sequential(
+        _convolution(spatial_dims, in_channels, in_channels, kernel_size, groups=in_channels, bias=bias),
+        _convolution(spatial_dims, in_channels, out_channels, kernel_size=1, bias=bias),
+    )

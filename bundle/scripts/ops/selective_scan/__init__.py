@@ -1,0 +1,151 @@
+"""The selective scan of Mamba: one public function, `selective_scan`, and the choice of its backend.
+
+A backend is a file beside this one with two functions: `unavailable(device)`, which says why it cannot run on
+that device (None: it can), and `scan(...)`, which takes the checked arguments of `selective_scan` and returns
+the output and the last state. To add one, write the file and name it in `_BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from . import chunked, mamba_ssm, naive
+
+__all__ = ["BackendError", "backend_report", "choose_backend", "selective_scan"]
+
+# In the order in which "auto" prefers them.
+# mamba_ssm stands last: it runs only when asked for, since it lacks float64 and initial states.
+_BACKENDS = {"chunked": chunked, "naive": naive, "mamba_ssm": mamba_ssm}
+
+
+class BackendError(RuntimeError):
+    """The backend asked for is unknown or cannot run here; the message says why."""
+
+
+def backend_report(device: torch.device | str) -> dict[str, str | None]:
+    """For each backend, why it cannot run on `device`; None: it can. In the order "auto" prefers them."""
+    return {name: backend.unavailable(torch.device(device)) for name, backend in _BACKENDS.items()}
+
+
+def choose_backend(device: torch.device | str, backend: str = "auto") -> str:
+    """The name of the backend that runs on `device` when the caller asks for `backend`.
+
+    "auto" is the first backend in the order of `backend_report` that can run.
+
+    Raises:
+        BackendError: `backend` is unknown or cannot run on `device`.
+    """
+    if backend == "auto":
+        return next(name for name, reason in backend_report(device).items() if reason is None)
+    if backend not in _BACKENDS:
+        raise BackendError(
+            f"unknown selective scan backend {backend!r}: choose 'auto' or one of {list(_BACKENDS)}"
+        )
+    reason = _BACKENDS[backend].unavailable(torch.device(device))
+    if reason is not None:
+        raise BackendError(f"selective scan backend {backend!r} cannot run on {device}: {reason}")
+    return backend
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space scan, channels last (Mamba, Gu & Dao 2023, arXiv 2312.00752).
+
+    With delta' = softplus(delta + delta_bias), for each channel and time step t::
+
+        h_t = exp(delta'_t A) h_(t-1) + delta'_t B_t u_t
+        y_t = (C_t . h_t + D u_t) SiLU(z_t)
+
+    The state, delta, A and all sums are fp32 (fp64 if u is fp64), also under autocast: half precision in
+    exp(delta A) destroys long memory. Differentiable in every tensor argument.
+
+    Args:
+        u: input, (batch, length, channels), fp16, bf16, fp32 or fp64.
+        delta: step sizes, (batch, length, channels).
+        A: state matrix (its diagonal), (channels, state); negative for a state that decays.
+        B: input projection, (batch, length, state).
+        C: output projection, (batch, length, state).
+        D: skip connection, (channels,).
+        z: gate, (batch, length, channels).
+        delta_bias: added to delta, (channels,).
+        delta_softplus: whether softplus is applied to delta (after the bias).
+        initial_state: state before the first step, (batch, channels, state); None: zero.
+        return_last_state: whether the state after the last step is returned too.
+        backend: "auto", or a name in `backend_report`.
+
+    Returns:
+        y, (batch, length, channels) in u's dtype; with `return_last_state` the pair of y and the last state,
+        (batch, channels, state) in fp32 (fp64 if u is fp64).
+
+    Raises:
+        ValueError: a shape does not fit, the length is 0, or u is not floating point; it names the argument.
+        ValueError: the tensors are not all on one device.
+        BackendError: `backend` is unknown or cannot run on u's device.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    chosen = _BACKENDS[choose_backend(u.device, backend)]
+    with _without_autocast(u.device):
+        y, last_state = chosen.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    return (y, last_state) if return_last_state else y
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    if u.dim() != 3:
+        raise ValueError(f"u: expected shape (batch, length, channels), got {tuple(u.shape)}")
+    if A.dim() != 2:
+        raise ValueError(f"A: expected shape (channels, state), got {tuple(A.shape)}")
+    batch, length, channels = u.shape
+    state = A.shape[1]
+    if length == 0:
+        raise ValueError(f"u: expected a length of at least 1, got shape {tuple(u.shape)}")
+    if not u.is_floating_point():
+        raise ValueError(f"u: expected a floating point dtype, got {u.dtype}")
+    expected = {
+        "delta": (delta, (batch, length, channels)),
+        "A": (A, (channels, state)),
+        "B": (B, (batch, length, state)),
+        "C": (C, (batch, length, state)),
+        "D": (D, (channels,)),
+        "z": (z, (batch, length, channels)),
+        "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, state)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != u.device:
+            raise ValueError(f"{name}: expected on {u.device} like u, got on {tensor.device}")
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, if it is on at all: an unneeded context would only clutter exported graphs."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
