@@ -9,6 +9,7 @@ import pytest
 import torch
 from scripts.networks import LightMUNet
 from scripts.networks.reference_weights import from_reference
+from scripts.ops.selective_scan import backend_report
 
 DATA = Path(__file__).parents[1] / "data"
 # spatial_dims, in_channels, out_channels, init_filters -> parameters (counted on the authors' code)
@@ -65,8 +66,8 @@ def test_agrees_with_the_reference(reference: dict[str, torch.Tensor], use_check
     y = net(x)
     y.backward(reference["output_grad"])
     assert relative_error(y, reference["output"]) < 1e-4
-    # The 3D case sits on ReLU kinks: float32 and float64 of this very network differ by 1 % in its gradient,
-    # and the reference (3e-5 off in the forward pass) by 4 % from float64. Its exactness is tested in float64.
+    # The 3D case sits on ReLU kinks: on a CPU, float32 and float64 of this very network differ by 1 % in its
+    # gradient. On a GPU, where the reference was made, it agrees to 3e-4 (tested there).
     tolerance = 1e-3 if net.spatial_dims == 2 else 5e-2
     assert relative_error(x.grad, reference["input_grad"]) < tolerance
     expected = reference_gradient_norms(reference, net)
@@ -123,19 +124,30 @@ def test_autocast_gives_no_nan(reference: dict[str, torch.Tensor], dtype: torch.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_agrees_with_the_reference_on_the_gpu(
-    reference: dict[str, torch.Tensor], dtype: torch.dtype | None
-) -> None:
+@pytest.mark.parametrize("backend", ["chunked", "mamba_ssm"])
+def test_agrees_with_the_reference_on_the_gpu(reference: dict[str, torch.Tensor], backend: str) -> None:
+    if reason := backend_report("cuda")[backend] if torch.cuda.is_available() else "no CUDA device":
+        pytest.skip(reason)
+    torch.backends.cudnn.allow_tf32 = False
+    net = build(reference, backend=backend).cuda()
+    x = reference["input"].cuda().requires_grad_()
+    y = net(x)
+    y.backward(reference["output_grad"].cuda())
+    assert relative_error(y.cpu(), reference["output"]) < 1e-4
+    assert relative_error(x.grad.cpu(), reference["input_grad"]) < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gpu_autocast_gives_no_nan(reference: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    torch.backends.cudnn.allow_tf32 = False
     net = build(reference).cuda()
-    with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+    with torch.autocast("cuda", dtype=dtype):
         y = net(reference["input"].cuda())
-    y.float().backward(reference["output_grad"].cuda())
+    y.float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
-    assert relative_error(y.float().cpu(), reference["output"]) < (1e-4 if dtype is None else 0.1)
+    assert relative_error(y.float().cpu(), reference["output"]) < 0.25
 
 
 @pytest.mark.parametrize(

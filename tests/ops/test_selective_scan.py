@@ -66,11 +66,11 @@ def gradients(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = Tr
     """Gradients of a loss that weighs every element of y and of the last state differently."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     y, last_state = scan(leaves, backend, delta_softplus)
-    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)).sum()
     loss = (
         loss
         + (
-            last_state * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype).view_as(last_state)
+            last_state * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(last_state)
         ).sum()
     )
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -378,3 +378,24 @@ def test_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         selective_scan(**make_inputs(), backend="chunked")
     assert backend_report("cpu")["chunked"] == "no reason at all"
     assert choose_backend("cpu") != "chunked"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["chunked", "mamba_ssm"])
+@pytest.mark.parametrize(("batch", "length", "channels"), [(2, 1, 8), (3, 4097, 24), (2, 70000, 64)])
+def test_on_the_gpu(backend: str, batch: int, length: int, channels: int) -> None:
+    if reason := backend_report("cuda")[backend] if torch.cuda.is_available() else "no CUDA device":
+        pytest.skip(reason)
+    optional = ("D", "z", "delta_bias")
+    inputs = make_inputs(batch, length, channels, 16, optional, dtype=torch.float32)
+    cuda = {name: tensor.cuda() for name, tensor in inputs.items()}
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    for actual, expected in zip(scan(cuda, backend), scan(exact, "chunked"), strict=True):
+        assert_close(actual.cpu(), expected, 1e-5)
+    if backend == "mamba_ssm":
+        return  # no gradient for the last state, which `gradients` uses; the network's test covers the others
+    expected_gradients = gradients(exact, "chunked")  # exact to naive on the CPU, tested above
+    first, again = gradients(cuda, backend), gradients(cuda, backend)
+    for name, actual in first.items():
+        assert_close(actual.cpu(), expected_gradients[name], 1e-4, name)
+        assert torch.equal(actual, again[name])

@@ -58,7 +58,8 @@ class SaveScores:
         items = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
         for item in items:
             path = item["image"].meta["filename_or_obj"]
-            scores = case_scores(item["pred"][0], item["label"][0], self.labels, voxel_size(item["label"]))
+            prediction, label = item["pred"][0].cpu(), item["label"][0].cpu()
+            scores = case_scores(prediction, label, self.labels, voxel_size(item["label"]))
             self.rows += [
                 {"case": case_name(path), "file": str(path), "class": name, **values} for name, values in scores.items()
             ]

@@ -32,6 +32,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Copy to the extension's channels-first layout and back; arguments as in `selective_scan`.
 
+    The extension has no gradient for the last state: it comes detached.
+
     Raises:
         ValueError: float64 or an initial state, which the extension does not take.
     """
@@ -46,4 +48,4 @@ def scan(
     y, last_state = selective_scan_fn(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True
     )
-    return y.transpose(1, 2), last_state
+    return y.transpose(1, 2), last_state.detach()
