@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["as_flag", "check_ids", "start"]
+__all__ = ["as_flag", "check_ids", "or_none", "start"]
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
@@ -28,7 +29,9 @@ def start() -> None:
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
     show_user_errors_plainly()
     logging.getLogger("ignite").setLevel(logging.ERROR)
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
+    logging.getLogger("ignite.engine").setLevel(
+        logging.CRITICAL
+    )  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])
 
 
@@ -49,10 +52,14 @@ def check_ids(arguments: Sequence[str]) -> None:
         files = files or _as_list(from_file.pop("config_file", None))
         overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
     known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
-    for name in overrides:
+    for name, value in overrides.items():
+        if value == "None":
+            raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
-            raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
+            raise UserError(
+                f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}"
+            )
 
 
 def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
@@ -66,6 +73,11 @@ def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
     if word not in words:
         raise UserError(f"{name} must be true or false, not {value!r}")
     return words[word]
+
+
+def or_none(value: Any) -> Any:
+    """None for the word 'null', which is how a command line can say it (MONAI drops None itself)."""
+    return None if isinstance(value, str) and value.lower() in ("null", "none") else value
 
 
 def _option_values(arguments: Sequence[str]) -> dict[str, str]:

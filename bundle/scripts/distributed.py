@@ -11,7 +11,15 @@ import torch.distributed as dist
 
 from .errors import UserError
 
-__all__ = ["default_device", "gather_objects", "is_main_process", "rank", "shard", "start_process_group", "world_size"]
+__all__ = [
+    "default_device",
+    "gather_objects",
+    "is_main_process",
+    "rank",
+    "shard",
+    "start_process_group",
+    "world_size",
+]
 
 
 def rank() -> int:
@@ -43,7 +51,9 @@ def start_process_group(device: torch.device | str) -> None:
         UserError: not started by torchrun.
     """
     if "WORLD_SIZE" not in os.environ:
-        raise UserError("the multi_gpu configs need torchrun: torchrun --nproc_per_node=N -m monai.bundle run …")
+        raise UserError(
+            "the multi_gpu configs need torchrun: torchrun --nproc_per_node=N -m monai.bundle run …"
+        )
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -70,7 +70,10 @@ def gradients(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = Tr
     loss = (
         loss
         + (
-            last_state * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(last_state)
+            last_state
+            * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(
+                last_state
+            )
         ).sum()
     )
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))

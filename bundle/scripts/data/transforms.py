@@ -25,13 +25,14 @@ from monai.transforms import (
     Transform,
 )
 
+from ..command_line import or_none
 from ..errors import UserError
 
 __all__ = ["RandContrastd", "augmentation", "check_patch_size", "preprocessing"]
 
 
 def preprocessing(
-    keys: Sequence[Hashable], spatial_dims: int, spacing: Sequence[float] | None
+    keys: Sequence[Hashable], spatial_dims: int, spacing: Sequence[float] | str | None
 ) -> list[Transform]:
     """Orientation, spacing and intensity, as after loading: what the network sees.
 
@@ -41,7 +42,7 @@ def preprocessing(
     Args:
         keys: "image" and "label", or "image" alone.
         spatial_dims: 2 or 3.
-        spacing: voxel size in mm along RAS axes, or None to leave the grid as it is.
+        spacing: voxel size in mm along RAS axes, or None (typed: null) to leave the grid as it is.
 
     Raises:
         UserError: spacing does not have spatial_dims positive entries.
@@ -49,8 +50,9 @@ def preprocessing(
     transforms: list[Transform] = []
     if spatial_dims == 3:
         transforms.append(Orientationd(keys, axcodes="RAS", labels=None))
+    spacing = or_none(spacing)
     if spacing is not None:
-        if len(spacing) != spatial_dims or min(spacing) <= 0:
+        if isinstance(spacing, str) or len(spacing) != spatial_dims or min(spacing) <= 0:
             raise UserError(f"spacing must be {spatial_dims} positive numbers in mm, not {spacing}")
         modes = [3 if key == "image" else "nearest" for key in keys]
         padding = ["nearest" if key == "image" else "border" for key in keys]  # scipy's word and torch's
@@ -81,7 +83,10 @@ def augmentation(spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequ
         RandScaleIntensityd(image, factors=0.25, prob=0.15),
         RandContrastd(image, prob=0.15),
         RandSimulateLowResolutiond(
-            image, prob=0.25, zoom_range=(0.5, 1.0), upsample_mode="bilinear" if spatial_dims == 2 else "trilinear"
+            image,
+            prob=0.25,
+            zoom_range=(0.5, 1.0),
+            upsample_mode="bilinear" if spatial_dims == 2 else "trilinear",
         ),
         RandAdjustContrastd(image, prob=0.1, gamma=(0.7, 1.5), retain_stats=True, invert_image=True),
         RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
@@ -119,7 +124,9 @@ def check_patch_size(patch_size: Sequence[int], spatial_dims: int, multiple: int
         UserError: not one positive size per axis, or a size that is not a multiple of ``multiple``.
     """
     if not isinstance(patch_size, (list, tuple)) or len(patch_size) != spatial_dims:
-        raise UserError(f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}")
+        raise UserError(
+            f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}"
+        )
     if any(not isinstance(size, int) or size <= 0 or size % multiple for size in patch_size):
         nearest = [max(multiple, round(size / multiple) * multiple) for size in patch_size]
         raise UserError(

@@ -17,7 +17,7 @@ from ..data.images import replacing
 from ..distributed import is_main_process
 from ..errors import UserError
 
-__all__ = ["SaveCheckpoints", "load_weights", "prepare_run"]
+__all__ = ["SaveCheckpoints", "load_weights", "open_run", "restore_run"]
 
 CHECKPOINT = "checkpoint.pt"
 SETTINGS = "settings.json"
@@ -93,28 +93,17 @@ class SaveCheckpoints:
                 torch.save(content, temporary)
 
 
-def prepare_run(
-    trainer: Engine,
-    evaluator: Engine,
-    network: torch.nn.Module,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    output_dir: str,
-    resume: bool | str,
-    settings: Mapping[str, Any],
-) -> None:
-    """Make the run's folder and its log file; with ``resume`` continue the run that is there.
-
-    The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
-    checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
-    the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
-    seed and epoch.
+def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -> None:
+    """Make the run's folder and its log file, before anything is written into it.
 
     Args:
+        output_dir: the run's folder.
+        resume: whether to continue the run that is there.
         settings: what a resumed run must share with the old one, kept in settings.json.
 
     Raises:
         UserError: the folder holds a run and ``resume`` is false, or the other way round; it cannot be
-            written; the old run had other settings; or it is complete.
+            written; or the old run had other settings.
     """
     folder = Path(output_dir)
     checkpoint = folder / CHECKPOINT
@@ -125,13 +114,35 @@ def prepare_run(
             "--output_dir"
         )
     if resume and not checkpoint.exists():
-        raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
+        raise UserError(
+            f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume"
+        )
     settings = json.loads(json.dumps(settings))
     if resume:
         _check_settings(folder / SETTINGS, settings)
     _make_folder(folder, settings)
-    if resume:
-        _restore(checkpoint, trainer, evaluator, network, lr_scheduler)
+
+
+def restore_run(
+    trainer: Engine,
+    evaluator: Engine,
+    network: torch.nn.Module,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    output_dir: str,
+    resume: bool | str,
+) -> None:
+    """With ``resume``, set everything to where the run in ``output_dir`` stopped.
+
+    The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
+    checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
+    the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
+    seed and epoch.
+
+    Raises:
+        UserError: the run is complete, or its checkpoint does not fit.
+    """
+    if as_flag(resume, "resume"):
+        _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -142,7 +153,9 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there are no weights at {path}: train first, or give another file with --checkpoint")
+        raise UserError(
+            f"there are no weights at {path}: train first, or give another file with --checkpoint"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
@@ -165,7 +178,12 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         with replacing(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}; give another --output_dir") from error
+        raise UserError(
+            f"cannot write to the output folder {folder}: {error.strerror}; give another --output_dir"
+        ) from error
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)  # of an earlier run in this process
+        handler.close()
     log_file = logging.FileHandler(folder / "training.log")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(log_file)
@@ -173,7 +191,9 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     old = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value]
+    changed = [
+        f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value
+    ]
     if changed:
         raise UserError(f"the run in {path.parent} cannot go on with other settings: {'; '.join(changed)}")
 
@@ -211,7 +231,9 @@ def _restore_optimizer(
     epoch: int,
 ) -> None:
     """Take the saved moments but the config's hyperparameters, and wind its schedule on to ``epoch``."""
-    configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    configured = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(saved)
     for group, wanted in zip(optimizer.param_groups, configured, strict=True):
         group.update(wanted)

@@ -13,9 +13,10 @@ from monai.data import DataLoader, set_rnd
 from monai.engines import IterationEvents
 from monai.utils import set_determinism
 
+from ..command_line import or_none
 from ..distributed import rank, world_size
 
-__all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores"]
+__all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "seed_run"]
 
 EMA_MOMENTUM = 0.9  # of nnU-Net's moving average of the pseudo-Dice
 logger = logging.getLogger("lightm_unet")
@@ -41,11 +42,11 @@ class SeedEachEpoch:
     and goes on exactly as an uninterrupted one would.
 
     Args:
-        seed: the run's seed, or None to leave everything random.
+        seed: the run's seed, or None (typed: null) to leave everything random.
     """
 
-    def __init__(self, seed: int | None) -> None:
-        self.seed = seed
+    def __init__(self, seed: int | str | None) -> None:
+        self.seed = or_none(seed)
 
     def attach(self, engine: Engine) -> None:
         if self.seed is not None:
@@ -57,6 +58,11 @@ class SeedEachEpoch:
         loader = engine.data_loader
         if isinstance(loader, DataLoader) and loader.num_workers == 0:
             set_rnd(loader.dataset.transform, seed)  # worker processes seed themselves from torch's generator
+
+
+def seed_run(seed: int | str | None) -> None:
+    """Seed what comes before the first epoch, the network's initial weights above all."""
+    set_determinism(or_none(seed))
 
 
 class ValidationScores:
@@ -135,7 +141,9 @@ class EpochLog:
         lines = [f"finished {engine.state.epoch} epochs, {engine.state.iteration} iterations"]
         if best:
             dice = ", ".join(f"{name} {best['dice'][name]:.4f}" for name in self.names)
-            lines.append(f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}")
+            lines.append(
+                f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}"
+            )
             lines.append(f"best weights  {self.output_dir / 'model.pt'}")
         lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
         lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")

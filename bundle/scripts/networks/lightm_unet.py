@@ -78,7 +78,9 @@ class LightMUNet(nn.Module):
         self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint)
+            EncoderStage(
+                spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint
+            )
             for i, (width, blocks) in enumerate(zip(widths, blocks_down, strict=True))
         )
         self.decoder = nn.ModuleList(

@@ -21,9 +21,7 @@ _RENAMES = {
 }
 
 
-def from_reference(
-    state: dict[str, Any], target: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def from_reference(state: dict[str, Any], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the authors' weights to ours and check that they fit.
 
     Args:

@@ -152,7 +152,7 @@ def _tiles(inputs: Inputs) -> list[Segment]:
     # int: under torch.jit.trace sizes are tensors.
     batch, length, channels, state = (int(n) for n in (*inputs.u.shape, inputs.A.shape[0]))
     one_position = batch * channels * state
-    if inputs.u.device.type == "cpu":
+    if inputs.u.device.type == "cpu" and not torch.jit.is_tracing():  # a trace holds each step: keep it short
         chunks = max(1, STEP_ELEMENTS_CPU // one_position)
         steps = TILE_ELEMENTS_CPU // (chunks * one_position)
         steps = max(steps, SHORTEST_TILE // chunks)

@@ -13,7 +13,9 @@ def unavailable(device: torch.device) -> str | None:
     try:
         import selective_scan_cuda  # noqa: F401
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
-    except ImportError as error:  # an extension built for another torch fails here too, with its symbol's name
+    except (
+        ImportError
+    ) as error:  # an extension built for another torch fails here too, with its symbol's name
         return f"mamba-ssm cannot be imported ({error}); see env/requirements-mamba.txt"
     return None
 
