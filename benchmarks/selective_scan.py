@@ -197,9 +197,7 @@ def measure(shape: Shape, args: argparse.Namespace) -> list[dict[str, Any]]:
             "peak_bytes": peak_memory_in_fresh_process(name, shape, args),
             "error": errors[name],
             "ratio": median[name, args.backward]
-            / min(
-                (median[other, args.backward] for other in backends if other != name), default=float("nan")
-            ),
+            / min((median[other, args.backward] for other in backends if other != name), default=float("nan")),
         }
         for name in backends
     ]
@@ -238,12 +236,8 @@ def print_ratios(records: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", type=parse_shape, default=[parse_shape(TARGET)], metavar="BxLxDxN"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[parse_shape(TARGET)], metavar="BxLxDxN")
     parser.add_argument("--backends", nargs="+", help="default: all that can run here, and mambapy")
     parser.add_argument("--backward", action="store_true", help="time forward and backward too")
     parser.add_argument("--device", default="cpu")
@@ -259,9 +253,7 @@ def main() -> None:
     if pscan is None:
         print("mambapy is not installed (pip install mambapy): its row is left out\n", file=sys.stderr)
     records = [record for shape in args.shapes for record in measure(shape, args)]
-    print(
-        f"torch {torch.__version__}, {args.device}, {args.threads} threads, medians of {args.rounds} rounds\n"
-    )
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, medians of {args.rounds} rounds\n")
     print(table(records))
     print()
     print_ratios(records)

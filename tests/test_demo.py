@@ -43,9 +43,7 @@ def test_crop_keeps_world_coordinates() -> None:
     np.testing.assert_array_equal(np.asarray(crop.dataobj), np.asarray(image.dataobj)[4:15, 10:21, 6:21])
 
 
-@pytest.mark.parametrize(
-    "box", [((-21, -10, -1), (1, 10, 6)), ((-14, -10, -1), (1, 10, 60)), ((5, 0, 0), (1, 1, 1))]
-)
+@pytest.mark.parametrize("box", [((-21, -10, -1), (1, 10, 6)), ((-14, -10, -1), (1, 10, 60)), ((5, 0, 0), (1, 1, 1))])
 def test_crop_refuses_a_box_outside_the_image(box: demo.Box) -> None:
     affine = np.eye(4)
     affine[:3, 3] = -20

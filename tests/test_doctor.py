@@ -63,9 +63,7 @@ def break_backend(monkeypatch: pytest.MonkeyPatch, scan: object) -> str:
     return name
 
 
-def test_wrong_backend_is_not_healthy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_backend_is_not_healthy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     truth = ops._BACKENDS["naive"].scan
 
     def slightly_wrong(u: torch.Tensor, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,9 +77,7 @@ def test_wrong_backend_is_not_healthy(
     assert output.endswith("Not healthy.\n")
 
 
-def test_crashing_backend_is_not_healthy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_crashing_backend_is_not_healthy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def crash(*arguments: object) -> None:
         raise RuntimeError("no kernel image")
 
@@ -96,13 +92,9 @@ def test_nan_does_not_pass() -> None:
     assert doctor.ScanCheck("float32", 0.5, 1.0, 1.0).passed
 
 
-def test_missing_package_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     installed = doctor.installed_version
-    monkeypatch.setattr(
-        doctor, "installed_version", lambda name: None if name == "nibabel" else installed(name)
-    )
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "nibabel" else installed(name))
     assert doctor.main(["--device", "cpu"]) == 1
     assert "not installed: pip install nibabel" in capsys.readouterr().out
 
@@ -116,9 +108,7 @@ def test_missing_package_is_named(
         ((3, 14), "2.3.1", ["Python 3.14", "torch 2.3.1"]),
     ],
 )
-def test_unsupported_versions_are_warned_about(
-    python: tuple[int, int], torch_version: str, warned: list[str]
-) -> None:
+def test_unsupported_versions_are_warned_about(python: tuple[int, int], torch_version: str, warned: list[str]) -> None:
     lines = doctor.version_warnings(python, torch_version)
     assert len(lines) == len(warned)
     assert all(line.startswith(start) for line, start in zip(lines, warned, strict=True))

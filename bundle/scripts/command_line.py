@@ -29,9 +29,7 @@ def start() -> None:
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
     show_user_errors_plainly()
     logging.getLogger("ignite").setLevel(logging.ERROR)
-    logging.getLogger("ignite.engine").setLevel(
-        logging.CRITICAL
-    )  # the error itself is shown once, at the end
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])
 
 
@@ -57,9 +55,7 @@ def check_ids(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
-            raise UserError(
-                f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}"
-            )
+            raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
 
 
 def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:

@@ -146,9 +146,7 @@ def volume_table(volumes: Mapping[str, Mapping[int, float]]) -> str:
     rows = {name: [volumes[side][label] for side in volumes] for label, name in LABELS.items()}
     rows["whole"] = [sum(volumes[side].values()) for side in volumes]
     header = f"{'volume, ml':<12}" + "".join(f"{side:>8}" for side in volumes) + f"{'sum':>8}"
-    lines = [
-        f"{name:<12}" + "".join(f"{v:8.2f}" for v in row) + f"{sum(row):8.2f}" for name, row in rows.items()
-    ]
+    lines = [f"{name:<12}" + "".join(f"{v:8.2f}" for v in row) + f"{sum(row):8.2f}" for name, row in rows.items()]
     return "\n".join([header, "-" * len(header), *lines])
 
 
@@ -199,9 +197,7 @@ def draw_plane(ax: Axes, image: SpatialImage, segmentation: SpatialImage, axis: 
         mask = np.ma.masked_not_equal(labels, label)
         ax.imshow(mask, cmap=ListedColormap([colour]), alpha=0.45, **style)
     _letters(ax, AXIS_ENDS[across], AXIS_ENDS[up])
-    ax.set_title(
-        f"{PLANES[axis]}, {'xyz'[axis]} = {affine[axis, 3] + index * affine[axis, axis]:.0f} mm", fontsize=10
-    )
+    ax.set_title(f"{PLANES[axis]}, {'xyz'[axis]} = {affine[axis, 3] + index * affine[axis, axis]:.0f} mm", fontsize=10)
     ax.tick_params(labelsize=7)
 
 
@@ -252,9 +248,7 @@ def draw_overlay(
     both = place_back(segmentations, template)
     context = figure.add_subplot(grid[:, 3])
     draw_plane(context, template, both, 1, centre_mm(both)[1])
-    handles = [
-        Patch(color=COLOURS[label], alpha=0.6, label=f"{name} hippocampus") for label, name in LABELS.items()
-    ]
+    handles = [Patch(color=COLOURS[label], alpha=0.6, label=f"{name} hippocampus") for label, name in LABELS.items()]
     context.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     figure.suptitle("MNI152 template, segmented by LightM-UNet (axes in MNI mm; R = the person's right)")
     figure.savefig(path, dpi=110)
@@ -268,12 +262,8 @@ def run_demo(output_dir: Path, bundle_root: Path) -> None:
     run_inference(bundle_root, input_dir, prediction_dir)
 
     images = {side: nib.load(path) for side, path in inputs.items()}
-    segmentations = {
-        side: load_prediction(prediction_dir / inputs[side].name, images[side]) for side in images
-    }
-    print(
-        "\n" + volume_table({side: volumes_ml(segmentation) for side, segmentation in segmentations.items()})
-    )
+    segmentations = {side: load_prediction(prediction_dir / inputs[side].name, images[side]) for side in images}
+    print("\n" + volume_table({side: volumes_ml(segmentation) for side, segmentation in segmentations.items()}))
     print("The template is its own mirror image: the two sides should agree.\n")
 
     figure = output_dir / "hippocampus_overlay.png"
@@ -284,12 +274,8 @@ def run_demo(output_dir: Path, bundle_root: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line. Raises UserError, which the command line shows as one line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("demo_output"), help="where everything is written"
-    )
-    parser.add_argument(
-        "--bundle_root", type=Path, default=Path(__file__).parents[1], help="the bundle's folder"
-    )
+    parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="where everything is written")
+    parser.add_argument("--bundle_root", type=Path, default=Path(__file__).parents[1], help="the bundle's folder")
     options = parser.parse_args(arguments)
     run_demo(options.output_dir.resolve(), options.bundle_root.resolve())
 

@@ -51,9 +51,7 @@ def start_process_group(device: torch.device | str) -> None:
         UserError: not started by torchrun.
     """
     if "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            "the multi_gpu configs need torchrun: torchrun --nproc_per_node=N -m monai.bundle run …"
-        )
+        raise UserError("the multi_gpu configs need torchrun: torchrun --nproc_per_node=N -m monai.bundle run …")
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

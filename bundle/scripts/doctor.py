@@ -98,9 +98,7 @@ def describe_devices() -> dict[str, str]:
         capability = f"compute capability {gpu.major}.{gpu.minor}"
         devices[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, {capability}"
     if "cuda:0" not in devices:
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
-        )
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
         devices["cuda"] = f"none usable ({built})"
     return devices
 
@@ -215,9 +213,7 @@ def diagnose(device: str | None = None) -> Report:
     report.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     report.devices = describe_devices()
     if report.device == "cuda" and not torch.cuda.is_available():
-        report.problems.append(
-            "--device cuda, but torch sees no GPU: install a CUDA build of torch and the driver"
-        )
+        report.problems.append("--device cuda, but torch sees no GPU: install a CUDA build of torch and the driver")
         return report
     diagnose_scan(report)
     return report
@@ -225,9 +221,7 @@ def diagnose(device: str | None = None) -> Report:
 
 def format_report(report: Report) -> str:
     """The report for people: aligned sections, the verdict last."""
-    lines = _section(
-        "Packages", {name: version or "not installed" for name, version in report.versions.items()}
-    )
+    lines = _section("Packages", {name: version or "not installed" for name, version in report.versions.items()})
     lines += _section("Devices", report.devices)
     backends = {name: _backend_line(name, reason, report.backend) for name, reason in report.backends.items()}
     lines += _section(f"Selective scan backends on {report.device}, preferred first", backends)
@@ -264,11 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     report = diagnose(options.device)
-    print(
-        json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2)
-        if options.json
-        else format_report(report)
-    )
+    print(json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2) if options.json else format_report(report))
     return 0 if report.healthy else 1
 
 

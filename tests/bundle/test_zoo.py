@@ -199,9 +199,7 @@ def make_release(folder: Path, bundle: Path, with_git: bool) -> Path:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("with_git", [False, True])
-def test_release_can_be_downloaded(
-    with_git: bool, bundle_copy: Path, tmp_path: Path, metadata: dict[str, Any]
-) -> None:
+def test_release_can_be_downloaded(with_git: bool, bundle_copy: Path, tmp_path: Path, metadata: dict[str, Any]) -> None:
     if with_git and shutil.which("git") is None:
         pytest.skip("needs git")
     checkout = tmp_path / "checkout"

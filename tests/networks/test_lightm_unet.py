@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.networks import LightMUNet
-from scripts.networks.reference_weights import from_reference
+from scripts.networks.reference_weights import from_reference, read_reference_checkpoint
 from scripts.ops.selective_scan import backend_report
 
 DATA = Path(__file__).parents[1] / "data"
@@ -94,11 +94,16 @@ def test_naive_and_chunked_backends_agree(reference: dict[str, torch.Tensor]) ->
     assert relative_error(*outputs) < 1e-5
 
 
-def test_takes_a_whole_nnunet_checkpoint_of_a_wrapped_network(reference: dict[str, torch.Tensor]) -> None:
+def test_takes_a_whole_nnunet_checkpoint_of_a_wrapped_network(
+    reference: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     weights = {f"module.{name}": value for name, value in reference_state(reference).items()}
+    logging = {"mean_fg_dice": [np.float64(0.5)], "train_losses": [np.float32(1)]}
+    checkpoint = {"network_weights": weights, "logging": logging, "_best_ema": np.float64(0.5), "current_epoch": 1}
+    torch.save(checkpoint | {"trainer_name": "nnUNetTrainerLightMUNet"}, tmp_path / "checkpoint_best.pth")
     expected = build(reference)
     net = LightMUNet(expected.spatial_dims, expected.in_channels, reference["output"].shape[1], 8)
-    net.load_reference_state_dict({"network_weights": weights, "trainer_name": "nnUNetTrainerLightMUNet"})
+    net.load_reference_state_dict(read_reference_checkpoint(tmp_path / "checkpoint_best.pth"))
     for name, value in net.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name])
 
@@ -109,9 +114,7 @@ def test_weights_that_do_not_fit_are_listed(reference: dict[str, torch.Tensor]) 
     state["surplus.weight"] = torch.zeros(1)
     net = LightMUNet(reference["input"].ndim - 2, reference["input"].shape[1], 7, 8)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(
-        ValueError, match=r"missing: stem\.0(.|\n)*unknown: surplus(.|\n)*head\.2\.1.*has shape"
-    ):
+    with pytest.raises(ValueError, match=r"missing: stem\.0(.|\n)*unknown: surplus(.|\n)*head\.2\.1.*has shape"):
         net.load_reference_state_dict(state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

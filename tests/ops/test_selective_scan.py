@@ -71,9 +71,7 @@ def gradients(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = Tr
         loss
         + (
             last_state
-            * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(
-                last_state
-            )
+            * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(last_state)
         ).sum()
     )
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -113,18 +111,14 @@ def assert_same_as_naive(inputs: dict[str, Tensor], backend: str, delta_softplus
     delta_softplus=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_any_shape_and_options(
-    backend: str, delta_softplus: bool, optional: tuple[str, ...], **sizes: int
-) -> None:
+def test_any_shape_and_options(backend: str, delta_softplus: bool, optional: tuple[str, ...], **sizes: int) -> None:
     inputs = make_inputs(**sizes, optional=optional)
     if not delta_softplus:
         inputs["delta"] = inputs["delta"].abs()
     assert_same_as_naive(inputs, backend, delta_softplus)
 
 
-@pytest.mark.parametrize(
-    "length", [1, 2, 3, 4, 5, 7, 8, 9, TILE - 1, TILE, TILE + 1, 2 * TILE - 3, 2 * TILE, 77]
-)
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 9, TILE - 1, TILE, TILE + 1, 2 * TILE - 3, 2 * TILE, 77])
 def test_chunk_and_tile_edges(length: int, small_tiles: None) -> None:
     assert_same_as_naive(make_inputs(batch=1, length=length), "chunked")
 
@@ -258,9 +252,7 @@ def test_parity_with_the_cuda_scan(backend: str) -> None:
     y, last_state = scan(leaves, backend)
     assert_close(y, data["y"], 1e-4, "y")
     assert_close(last_state, data["last_state"], 1e-4, "last state")
-    for name, gradient in zip(
-        names, torch.autograd.grad(y, list(leaves.values()), data["y_grad"]), strict=True
-    ):
+    for name, gradient in zip(names, torch.autograd.grad(y, list(leaves.values()), data["y_grad"]), strict=True):
         assert_close(gradient, data[f"grad_{name}"], 1e-3, name)
 
 
@@ -299,9 +291,7 @@ def test_trace_and_export() -> None:
 
     class Scan(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> Tensor:
-            return selective_scan(
-                **dict(zip(names, tensors, strict=True)), delta_softplus=True, backend="chunked"
-            )
+            return selective_scan(**dict(zip(names, tensors, strict=True)), delta_softplus=True, backend="chunked")
 
     example = tuple(inputs.values())
     with torch.no_grad():
@@ -317,9 +307,7 @@ def test_trace_and_export() -> None:
 
 def saved_bytes(length: int, state: int) -> int:
     """Bytes autograd keeps for the backward of one scan."""
-    inputs = {
-        name: t.requires_grad_() for name, t in make_inputs(1, length, 16, state, dtype=torch.float32).items()
-    }
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(1, length, 16, state, dtype=torch.float32).items()}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -70,9 +70,7 @@ def load_dataset_json(dataset_dir: Path) -> dict[str, Any]:
     if not dataset_dir.is_dir():
         raise UserError(f"the data set folder {dataset_dir} does not exist: give it with --dataset_dir")
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing: --dataset_dir must be a folder in the MSD layout (dataset.json in it)"
-        )
+        raise UserError(f"{path} is missing: --dataset_dir must be a folder in the MSD layout (dataset.json in it)")
     try:
         description = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -101,12 +99,8 @@ def _existing_cases(dataset_dir: Path, training: Sequence[Mapping[str, str]]) ->
     cases = [{key: str(dataset_dir / case[key]) for key in ("image", "label")} for case in training]
     missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
     if missing:
-        shown = "\n  ".join(missing[:10]) + (
-            f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else ""
-        )
-        raise UserError(
-            f"{dataset_dir}/dataset.json names {len(missing)} file(s) that are missing:\n  {shown}"
-        )
+        shown = "\n  ".join(missing[:10]) + (f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise UserError(f"{dataset_dir}/dataset.json names {len(missing)} file(s) that are missing:\n  {shown}")
     return sorted(cases, key=lambda case: case_name(case["image"]))
 
 
@@ -116,11 +110,7 @@ def _check_against_config(
     hint = "use the task overlay made for this data set (configs/tasks/*.json)"
     channels = description.get("modality") or description.get("channel_names")
     if channels and len(channels) != in_channels:
-        raise UserError(
-            f"{path} declares {len(channels)} channel(s), the config has in_channels={in_channels}: {hint}"
-        )
+        raise UserError(f"{path} declares {len(channels)} channel(s), the config has in_channels={in_channels}: {hint}")
     declared = {int(value) for value in description.get("labels", {}) if str(value).isdigit()} - {0}
     if declared and declared != set(labels.values()):
-        raise UserError(
-            f"{path} declares the labels {sorted(declared)}, the config has {dict(labels)}: {hint}"
-        )
+        raise UserError(f"{path} declares the labels {sorted(declared)}, the config has {dict(labels)}: {hint}")

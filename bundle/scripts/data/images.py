@@ -65,9 +65,7 @@ class LoadCased(MapTransform):
         if not image.isfinite().all():
             raise UserError(f"{path} holds NaN or infinite values: repair the image or leave the case out")
         if any(channel.min() == channel.max() for channel in image):
-            raise UserError(
-                f"{path} is constant (every voxel is the same): repair the image or leave the case out"
-            )
+            raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
 
     def _check_label(self, label: torch.Tensor, path: str) -> None:
         if label.shape[0] != 1:

@@ -100,9 +100,7 @@ class RandContrastd(RandomizableTransform, MapTransform):
     nnU-Net's contrast augmentation; MONAI's RandAdjustContrast is a gamma curve.
     """
 
-    def __init__(
-        self, keys: Sequence[Hashable], prob: float, range: tuple[float, float] = (0.75, 1.25)
-    ) -> None:
+    def __init__(self, keys: Sequence[Hashable], prob: float, range: tuple[float, float] = (0.75, 1.25)) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.range = range
@@ -124,9 +122,7 @@ def check_patch_size(patch_size: Sequence[int], spatial_dims: int, multiple: int
         UserError: not one positive size per axis, or a size that is not a multiple of ``multiple``.
     """
     if not isinstance(patch_size, (list, tuple)) or len(patch_size) != spatial_dims:
-        raise UserError(
-            f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}"
-        )
+        raise UserError(f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}")
     if any(not isinstance(size, int) or size <= 0 or size % multiple for size in patch_size):
         nearest = [max(multiple, round(size / multiple) * multiple) for size in patch_size]
         raise UserError(

@@ -114,9 +114,7 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
             "--output_dir"
         )
     if resume and not checkpoint.exists():
-        raise UserError(
-            f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume"
-        )
+        raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
     settings = json.loads(json.dumps(settings))
     if resume:
         _check_settings(folder / SETTINGS, settings)
@@ -153,9 +151,7 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"there are no weights at {path}: train first, or give another file with --checkpoint"
-        )
+        raise UserError(f"there are no weights at {path}: train first, or give another file with --checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
@@ -191,9 +187,7 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     old = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [
-        f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value
-    ]
+    changed = [f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value]
     if changed:
         raise UserError(f"the run in {path.parent} cannot go on with other settings: {'; '.join(changed)}")
 
@@ -231,9 +225,7 @@ def _restore_optimizer(
     epoch: int,
 ) -> None:
     """Take the saved moments but the config's hyperparameters, and wind its schedule on to ``epoch``."""
-    configured = [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-    ]
+    configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, wanted in zip(optimizer.param_groups, configured, strict=True):
         group.update(wanted)

@@ -57,18 +57,13 @@ class SaveScores:
             ) from error
 
     def _score(self, engine: Engine) -> None:
-        items = (
-            engine.state.output
-            if isinstance(engine.state.output, list)
-            else decollate_batch(engine.state.output)
-        )
+        items = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
         for item in items:
             path = item["image"].meta["filename_or_obj"]
             prediction, label = item["pred"][0].cpu(), item["label"][0].cpu()
             scores = case_scores(prediction, label, self.labels, voxel_size(item["label"]))
             self.rows += [
-                {"case": case_name(path), "file": str(path), "class": name, **values}
-                for name, values in scores.items()
+                {"case": case_name(path), "file": str(path), "class": name, **values} for name, values in scores.items()
             ]
 
     def _finish(self, engine: Engine) -> None:
@@ -83,9 +78,7 @@ class SaveScores:
             writer.writerows(rows)
         with replacing(self.output_dir / "metrics.json") as temporary:
             temporary.write_text(json.dumps(_nan_to_none(report), indent=2) + "\n")
-        logger.info(
-            _table(report["cases"], summary) + f"\nwritten: {self.output_dir}/metrics.csv, metrics.json"
-        )
+        logger.info(_table(report["cases"], summary) + f"\nwritten: {self.output_dir}/metrics.csv, metrics.json")
 
 
 def voxel_size(image: torch.Tensor) -> list[float]:

@@ -141,9 +141,7 @@ class EpochLog:
         lines = [f"finished {engine.state.epoch} epochs, {engine.state.iteration} iterations"]
         if best:
             dice = ", ".join(f"{name} {best['dice'][name]:.4f}" for name in self.names)
-            lines.append(
-                f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}"
-            )
+            lines.append(f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}")
             lines.append(f"best weights  {self.output_dir / 'model.pt'}")
         lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
         lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")

@@ -129,9 +129,7 @@ class SavePredictiond(MapTransform):
             NAME_probabilities.nii.gz (4D) for volumes and NAME_probabilities.npz for pictures; None: not.
     """
 
-    def __init__(
-        self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None
-    ) -> None:
+    def __init__(self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None) -> None:
         super().__init__(keys)
         self.output_dir = output_dir
         self.probabilities_key = probabilities_key

@@ -78,9 +78,7 @@ class LightMUNet(nn.Module):
         self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
-            EncoderStage(
-                spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint
-            )
+            EncoderStage(spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint)
             for i, (width, blocks) in enumerate(zip(widths, blocks_down, strict=True))
         )
         self.decoder = nn.ModuleList(
@@ -170,9 +168,7 @@ class EncoderStage(nn.Module):
 class ResidualVSSBlock(nn.Module):
     """norm, act, VSS, norm, act, VSS, plus the input."""
 
-    def __init__(
-        self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str, backend: str
-    ) -> None:
+    def __init__(self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str, backend: str) -> None:
         super().__init__()
         self.norm1 = get_norm_layer(norm, spatial_dims, channels)
         self.act = get_act_layer(act)
@@ -201,9 +197,7 @@ class DecoderStage(nn.Module):
         width = in_channels // 2
         self.reduce = _convolution(spatial_dims, in_channels, width, kernel_size=1)
         self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode=upsample_mode)
-        self.blocks = nn.Sequential(
-            *(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks))
-        )
+        self.blocks = nn.Sequential(*(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks)))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return self.blocks(self.upsample(self.reduce(x)) + skip)

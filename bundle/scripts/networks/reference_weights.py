@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["from_reference"]
+__all__ = ["from_reference", "read_reference_checkpoint"]
 
 # Wrappers that put a word before every key: DataParallel, torch.compile.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -19,6 +21,16 @@ _RENAMES = {
     r"^up_layers\.(\d+)\.": r"decoder.\1.blocks.",
     r"^conv_final\.": "head.",
 }
+
+
+def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file of the authors' weights, also a whole nnU-Net checkpoint, without running code from it.
+
+    nnU-Net logs its scores as numpy scalars, which plain ``torch.load(weights_only=True)`` refuses.
+    """
+    scalars = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+    with torch.serialization.safe_globals(scalars):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def from_reference(state: dict[str, Any], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -41,9 +41,7 @@ def choose_backend(device: torch.device | str, backend: str = "auto") -> str:
     if backend == "auto":
         return next(name for name, reason in backend_report(device).items() if reason is None)
     if backend not in _BACKENDS:
-        raise BackendError(
-            f"unknown selective scan backend {backend!r}: choose 'auto' or one of {list(_BACKENDS)}"
-        )
+        raise BackendError(f"unknown selective scan backend {backend!r}: choose 'auto' or one of {list(_BACKENDS)}")
     reason = _BACKENDS[backend].unavailable(torch.device(device))
     if reason is not None:
         raise BackendError(f"selective scan backend {backend!r} cannot run on {device}: {reason}")

@@ -124,17 +124,13 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, dy: Tensor | None, dlast_state: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, dy: Tensor | None, dlast_state: Tensor | None) -> tuple[Tensor | None, ...]:
         *arguments, starts = ctx.saved_tensors
         with torch.autocast(starts.device.type, enabled=False):
             return _backward(Inputs(*arguments, ctx.delta_softplus), starts, dy, dlast_state)
 
 
-def _forward(
-    inputs: Inputs, state: Tensor, keep_starts: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _forward(inputs: Inputs, state: Tensor, keep_starts: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, the last state and, if asked for, the state before each tile; states: (batch, state, channels)."""
     y = torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
     segments = _tiles(inputs)
@@ -215,9 +211,7 @@ def _states(tile: Tile, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tenso
     return decay, states, _recurrence_(states, decay, tile.delta, A, state)
 
 
-def _recurrence_(
-    x: Tensor, decay: Tensor, delta: Tensor, A: Tensor, state: Tensor, reverse: bool = False
-) -> Tensor:
+def _recurrence_(x: Tensor, decay: Tensor, delta: Tensor, A: Tensor, state: Tensor, reverse: bool = False) -> Tensor:
     """In place, x_t += decay_t x_(t-1) from `state` on, along chunks and steps; returns the last state.
 
     x has one slot more than decay has steps, in front (reverse: behind), for each chunk's start state.
@@ -238,9 +232,7 @@ def _recurrence_(
     return slots[-1][:, :, 0 if reverse else -1].clone()
 
 
-def _start_states(
-    starts: Tensor, ends: Tensor, delta: Tensor, A: Tensor, state: Tensor, reverse: bool
-) -> None:
+def _start_states(starts: Tensor, ends: Tensor, delta: Tensor, A: Tensor, state: Tensor, reverse: bool) -> None:
     """Fill in each chunk's true start state, given its end state from zero and its sum of delta (phase 2)."""
     chunks = int(ends.shape[2])
     if chunks <= SEQUENTIAL_CHUNKS:

@@ -13,9 +13,7 @@ def unavailable(device: torch.device) -> str | None:
     try:
         import selective_scan_cuda  # noqa: F401
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
-    except (
-        ImportError
-    ) as error:  # an extension built for another torch fails here too, with its symbol's name
+    except ImportError as error:  # an extension built for another torch fails here too, with its symbol's name
         return f"mamba-ssm cannot be imported ({error}); see env/requirements-mamba.txt"
     return None
 
@@ -47,7 +45,5 @@ def scan(
         raise ValueError("the mamba_ssm backend takes no initial_state: use backend='chunked'")
     u, delta, B, C, z = (None if t is None else t.to(u.dtype).transpose(1, 2) for t in (u, delta, B, C, z))
     A, D, delta_bias = (None if t is None else t.float() for t in (A, D, delta_bias))
-    y, last_state = selective_scan_fn(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True
-    )
+    y, last_state = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True)
     return y.transpose(1, 2), last_state.detach()
