@@ -1,0 +1,73 @@
+"""Words, ids and errors of the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.command_line import as_flag, check_ids, or_none
+from scripts.errors import UserError, find_user_error
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "train.json").write_text(json.dumps({"epochs": 1, "train": {"trainer": {}}, "num_workers": 0}))
+    return str(tmp_path / "train.json")
+
+
+def check(config: str, *arguments: str) -> None:
+    check_ids(["run", "training", "--config_file", f"['{config}']", *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "3"],
+        ["--epochs=3", "--num-workers", "2"],
+        ["--train#trainer#max_epochs", "3"],
+        ["--train::trainer::max_epochs", "3"],
+        ["--bundle_root", "."][:0],
+    ],
+)
+def test_known_ids_pass(config: str, arguments: list[str]) -> None:
+    check(config, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"), [("--epoch", "epochs"), ("--num_worker=2", "num_workers"), ("--trian#trainer#x", "train")]
+)
+def test_an_unknown_id_names_the_nearest(config: str, argument: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{hint}'"):
+        check(config, argument, "3")
+
+
+def test_ids_in_an_args_file_are_checked_too(config: str, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(json.dumps({"config_file": config, "epoch": 3}))
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        check_ids(["run", "--args_file", str(tmp_path / "args.json")])
+
+
+def test_none_would_be_dropped_silently(config: str) -> None:
+    with pytest.raises(UserError, match="write --epochs null"):
+        check(config, "--epochs", "None")
+    assert or_none("null") is None and or_none(0) == 0
+
+
+def test_flags() -> None:
+    assert [as_flag(word) for word in (True, "true", "True", 1, "yes")] == [True] * 5
+    assert [as_flag(word) for word in (False, "false", "False", 0, "no", None)] == [False] * 6
+    with pytest.raises(UserError, match="tta must be true or false, not 'ture'"):
+        as_flag("ture", "tta")
+
+
+def test_a_user_error_is_found_behind_library_errors() -> None:
+    try:
+        try:
+            raise UserError("the file a.nii is missing")
+        except UserError as error:
+            raise RuntimeError("applying transform") from error
+    except RuntimeError as error:
+        assert str(find_user_error(error)) == "the file a.nii is missing"
+    assert find_user_error(RuntimeError()) is None
