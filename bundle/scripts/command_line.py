@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import difflib
 import json
 import logging
@@ -28,6 +30,7 @@ def start() -> None:
     if main_spec is None or not main_spec.name.startswith("monai.bundle"):
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
     show_user_errors_plainly()
+    _keep_freed_memory()
     logging.getLogger("ignite").setLevel(logging.ERROR)
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])
@@ -74,6 +77,16 @@ def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
 def or_none(value: Any) -> Any:
     """None for the word 'null', which is how a command line can say it (MONAI drops None itself)."""
     return None if isinstance(value, str) and value.lower() in ("null", "none") else value
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory: a scan frees and takes large tensors again and again on a CPU, and new
+    pages from the system cost more than the arithmetic on them. Does nothing where there is no glibc."""
+    trim_threshold, mmap_max = -1, -4  # glibc's malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _option_values(arguments: Sequence[str]) -> dict[str, str]:
