@@ -191,7 +191,12 @@ def make_release(folder: Path, bundle: Path, with_git: bool) -> Path:
     # An existing file as the stamp: this Python already has the packages.
     arguments = [f"VENV_PYTHON={sys.executable}", "STAMP=Makefile"]
     result = subprocess.run(
-        ["make", "release", *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        ["make", "--no-print-directory", "release", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / result.stdout.splitlines()[-1]
