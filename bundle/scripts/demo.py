@@ -106,7 +106,7 @@ def run_inference(bundle_root: Path, input_dir: Path, prediction_dir: Path) -> N
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
     command += ["--config_file", "configs/inference.json", "--bundle_root", "."]
-    command += ["--input_dir", str(input_dir), "--output_dir", str(prediction_dir)]
+    command += ["--input_dir", str(input_dir), "--output_dir", str(prediction_dir), "--overwrite", "true"]
     print("$ python", *command[1:], flush=True)
     status = subprocess.run(command, cwd=bundle_root, check=False).returncode
     if status != 0:
