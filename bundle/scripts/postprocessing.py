@@ -10,6 +10,7 @@ from monai.transforms import (
     Compose,
     CopyItemsd,
     Invertd,
+    InvertibleTransform,
     KeepLargestConnectedComponentd,
     Transform,
 )
@@ -36,9 +37,10 @@ def to_label_map(
         keep_largest: keep only the largest connected component of each label.
         probabilities_key: where to keep the class probabilities, or None.
     """
-    transforms: list[Transform] = [
-        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True, device="cpu")
-    ]
+    transforms: list[Transform] = []
+    if any(isinstance(transform, InvertibleTransform) for transform in preprocessing.transforms):
+        # not for pictures, which keep their grid
+        transforms.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, device="cpu"))
     if probabilities_key:
         transforms.append(CopyItemsd("pred", names=probabilities_key))
         transforms.append(Activationsd(probabilities_key, softmax=True))
