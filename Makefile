@@ -35,7 +35,7 @@ lint: $(STAMP)  ## style: ruff check and ruff format --check
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 
-bench: $(STAMP)  ## time the selective scan's backends on this machine
+bench: $(STAMP)  ## time the selective scan's backends on this machine; whole networks: benchmarks/networks.py
 	@$(VENV_PYTHON) benchmarks/selective_scan.py $(ARGS)
 
 # git knows what belongs to the bundle; outside a checkout it is everything but caches and run outputs.

@@ -1,264 +1,254 @@
-"""Time, peak memory and error of the selective scan's backends, side by side, as a Markdown table.
+"""Time, bandwidth, peak memory and error of the selective scan's backends, side by side, as Markdown tables.
 
-    python benchmarks/selective_scan.py    # the CPU target shape, forward only
-    python benchmarks/selective_scan.py --backward --shapes 1x8192x128x16 9x512x512x16
-    python benchmarks/selective_scan.py --device cuda --backward --shapes 2x262144x64x16
+    python benchmarks/selective_scan.py                                    # small shapes on two CPU threads
+    python benchmarks/selective_scan.py --device cuda --dtype float32 bfloat16 --json FILE.json --plot FILE.png
+    python benchmarks/selective_scan.py --from-json FILE.json [FILE.json ...] [--plot FILE.png]
 
-Needs the packages torch and, for the baseline, mambapy (PyPI): its parallel scan (mambapy.pscan) with the
-discretisation and the contraction with C that its Mamba block puts around it. Without it the row is left out.
+Candidates are the backends that can run on the device and, where installed, two baselines: mamba-ssm's own
+selective_scan_fn on its own channels-first layout (GPU), and mambapy's parallel scan (CPU) with the
+discretisation and the contraction with C that its Mamba block puts around it. Each computes the whole function:
+softplus(delta + bias), the scan, the skip connection and the gate; backward gives the gradient of every input.
 
-Every backend computes the whole function: softplus(delta + bias), the scan, the skip connection and the gate.
-Backends take turns within a round, so that noise hits all alike; times are medians over the rounds. Memory is
-what a fresh process needs beyond its inputs (CUDA: the allocator's peak); measuring it needs Linux on a CPU.
-The error is max |y - y64| / max |y64| with y64 from the naive backend in float64.
+A shape is batch x length x channels x state. Times are medians over rounds in which the candidates take turns;
+GPU calls run back to back. GB/s counts each input read once and each output written once. Memory is what a run
+needs beyond its inputs: the allocator's peak on a GPU; on a CPU that of a fresh process (Linux). Errors are
+against the chunked backend in float64 on the same inputs, rounded to the dtype before: the largest and the
+root mean square, relative to the largest and the rms true value; of the gradients the worst one counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
+import math
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from harness import (
+    Budget,
+    Results,
+    Row,
+    free_memory,
+    guarded,
+    interleave,
+    load_results,
+    peak_in_fresh_process,
+    peak_on_gpu,
+    peak_resident,
+    run_steps,
+    synchronize,
+)
+from scan_candidates import (
+    MAMBAPY,
+    MODES,
+    Candidate,
+    Shape,
+    candidate_report,
+    make_inputs,
+    minimal_bytes,
+    parse_shape,
+    relative_errors,
+    true_results,
+)
+from scan_report import report
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
-
-from scripts.ops.selective_scan import backend_report, selective_scan
-
-try:
-    from mambapy.pscan import pscan
-except ImportError:
-    pscan = None
-
-TARGET = "1x65536x64x16"
-# Beyond these lengths naive takes minutes: it runs there only if --backends names it.
-NAIVE_LONGEST = {False: 2**17, True: 2**13}
-
-
-class Shape(NamedTuple):
-    batch: int
-    length: int
-    channels: int
-    state: int
-
-    def __str__(self) -> str:
-        return "x".join(str(n) for n in self)
+CPU_SHAPES = ("1x4096x512x16", "1x65536x64x16", "1x262144x64x16")
+GPU_SHAPES = ("2x262144x64x16", "2x1310720x64x16", "2x65536x128x16", "2x4096x512x16", "1x262144x64x16")
+# Beyond these naive takes minutes and is left out, unless --backends names it: elements of the states on a CPU;
+# on a GPU, where each step of the sequence is a handful of launches, its length.
+NAIVE_LARGEST_CPU = {"forward": 2**26, "forward_backward": 2**23}
+NAIVE_LONGEST_GPU = 2**13
+# mambapy keeps several tensors of (batch, length, channels, state): these may have so many elements.
+MAMBAPY_LARGEST = 2**27
+# The plot: (1, length, 64, 16), lengths 2**10 up to these; a candidate stops once one call takes longer than this.
+SWEEP_LAST = {"cpu": 17, "cuda": 21}
+SWEEP_LIMIT_MS = {"cpu": 2000.0, "cuda": 200.0}
 
 
-def parse_shape(text: str) -> Shape:
-    return Shape(*(int(n) for n in text.split("x")))
+def modes_of(name: str, shape: Shape, args: argparse.Namespace) -> list[str]:
+    """What to measure of a candidate: naive and mambapy leave out what takes minutes or gigabytes."""
+    states = math.prod(shape)
+    if name == MAMBAPY and states > MAMBAPY_LARGEST:
+        return []
+    if name != "naive" or args.backends:
+        return list(args.modes)
+    if args.device.type == "cpu":
+        return [mode for mode in args.modes if states <= NAIVE_LARGEST_CPU[mode]]
+    return list(args.modes) if shape.length <= NAIVE_LONGEST_GPU else []
 
 
-def make_inputs(shape: Shape, device: str) -> dict[str, Tensor]:
-    """Inputs as a freshly initialised Mamba block feeds them: step sizes 1e-3 .. 1e-1, A = -1 .. -state."""
-    batch, length, channels, state = shape
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    step = torch.exp(torch.rand(channels, generator=generator) * 4.6 - 6.9)
-    inputs = {
-        "u": normal(batch, length, channels),
-        "delta": 0.5 * normal(batch, length, channels),
-        "A": -torch.arange(1.0, state + 1).repeat(channels, 1),
-        "B": normal(batch, length, state),
-        "C": normal(batch, length, state),
-        "D": torch.ones(channels),
-        "z": normal(batch, length, channels),
-        "delta_bias": torch.log(torch.expm1(step)),
-    }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+def candidate_names(args: argparse.Namespace, dtype: torch.dtype) -> list[str]:
+    """What to run, ours first; the reason for what is left out goes to stderr."""
+    names = []
+    for name, reason in candidate_report(args.device, dtype).items():
+        if args.backends and name not in args.backends:
+            continue
+        if reason is None or args.backends:  # what was asked for gets a row, if only to say why not
+            names.append(name)
+        else:
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+    return names + sorted(set(args.backends or ()) - set(names))
 
 
-def mambapy_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
-) -> Tensor:
-    delta = F.softplus(delta + delta_bias)
-    decay = torch.exp(delta.unsqueeze(-1) * A)
-    states = pscan(decay, (delta * u).unsqueeze(-1) * B.unsqueeze(2))
-    return ((states @ C.unsqueeze(-1)).squeeze(-1) + D * u) * F.silu(z)
+class Run:
+    """One run of the benchmark: what it was asked, the time it has, where its rows go."""
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device: torch.device = args.device
+        self.budget = Budget(args.budget_s)
+        self.results = Results(args.json, "selective_scan", args.device, {"rounds": args.rounds}, args.resume)
 
-def make_call(backend: str) -> Callable[..., Tensor]:
-    if backend == "mambapy":
-        return mambapy_scan
-    return lambda **inputs: selective_scan(**inputs, delta_softplus=True, backend=backend)
+    def table(self, shape: Shape, dtype: torch.dtype) -> None:
+        """All figures of one shape."""
+        inputs = make_inputs(shape, self.device, dtype)
+        truth = self._truth(inputs)
+        turns = []
+        for name in candidate_names(self.args, dtype):
+            modes = modes_of(name, shape, self.args)
+            row = self._row("table", name, shape, dtype)
+            for mode in modes:
+                row.setdefault("bytes", {})[mode] = minimal_bytes(inputs, mode)
+            candidate = self._prepared(row, name, inputs, modes, truth)
+            if candidate is not None:
+                turns += [(row, mode, getattr(candidate, mode)) for mode in modes]
+        del truth
+        free_memory(self.device)
+        interleave(turns, self.args.rounds, self.device, self.budget, self.results)
+        if self.device.type == "cpu" and self.args.memory:
+            for row, mode, _ in turns:
+                if "failed" in row or self.budget.spent():
+                    continue
+                with guarded(row, self.results, self.device):
+                    row.setdefault("peak_bytes", {})[mode] = peak_in_process_of_its_own(row, shape, mode)
 
+    def sweep(self, dtype: torch.dtype) -> None:
+        """Times over the length of the sequence, for the plot."""
+        last = self.args.sweep_last or SWEEP_LAST[self.device.type]
+        limit = SWEEP_LIMIT_MS[self.device.type]
+        active = {name: list(self.args.modes) for name in candidate_names(self.args, dtype)}
+        for length in (2**i for i in range(10, last + 1)):
+            shape = Shape(1, length, 64, 16)
+            inputs = make_inputs(shape, self.device, dtype)
+            turns = []
+            for name, modes in active.items():
+                if name == MAMBAPY and not modes_of(name, shape, self.args):
+                    modes.clear()
+                row = self._row("sweep", name, shape, dtype)
+                candidate = self._prepared(row, name, inputs, modes)
+                if candidate is None:
+                    modes.clear()
+                turns += [(row, mode, getattr(candidate, mode)) for mode in modes]
+            interleave(turns, self.args.rounds, self.device, self.budget, self.results)
+            for row, mode, _ in turns:
+                if "failed" in row or row.get(f"{mode}_ms", limit) >= limit:
+                    active[row["backend"]].remove(mode)
 
-def run(call: Callable[..., Tensor], inputs: dict[str, Tensor], backward: bool) -> Tensor:
-    if not backward:
-        with torch.no_grad():
-            return call(**inputs)
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
-    y = call(**leaves)
-    y.backward(inputs["z"])
-    return y.detach()
+    def _row(self, kind: str, backend: str, shape: Shape, dtype: torch.dtype) -> Row:
+        return self.results.row(kind=kind, backend=backend, shape=str(shape), dtype=str(dtype).removeprefix("torch."))
 
+    def _truth(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The true results, as far as they fit the memory: empty, so that errors are missing, if they do not."""
+        note: Row = {"what": "float64 truth"}
+        with guarded(note, self.results, self.device):
+            return true_results(inputs, backward="forward_backward" in self.args.modes)
+        return {}
 
-def seconds(call: Callable[..., Tensor], inputs: dict[str, Tensor], backward: bool) -> float:
-    if not inputs["u"].is_cuda:
-        start = time.perf_counter()
-        run(call, inputs, backward)
-        return time.perf_counter() - start
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    events[0].record()
-    run(call, inputs, backward)
-    events[1].record()
-    torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1]) / 1e3
-
-
-def peak_memory(backend: str, shape: Shape, device: str, backward: bool) -> int:
-    """Bytes beyond the inputs at the peak of one run; for the CPU to be called in a fresh process."""
-    call = make_call(backend)
-    inputs = make_inputs(shape, device)
-    run(call, make_inputs(Shape(1, 64, shape.channels, shape.state), device), backward)
-    if inputs["u"].is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(call, inputs, backward)
-        return torch.cuda.max_memory_allocated() - before
-    before = resident_bytes("VmRSS")
-    run(call, inputs, backward)
-    return resident_bytes("VmHWM") - before
-
-
-def resident_bytes(field: str) -> int:
-    """This process's resident memory, now (VmRSS) or at its peak (VmHWM); Linux.
-
-    Not getrusage: its ru_maxrss starts from what the parent process held.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
-
-
-def peak_memory_in_fresh_process(backend: str, shape: Shape, args: argparse.Namespace) -> int:
-    command = [
-        sys.executable,
-        __file__,
-        "--memory-of",
-        backend,
-        "--shapes",
-        str(shape),
-        "--device",
-        args.device,
-    ]
-    command += ["--threads", str(args.threads)] + (["--backward"] if args.backward else [])
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def backends_for(shape: Shape, args: argparse.Namespace) -> list[str]:
-    if args.backends:
-        return args.backends
-    names = [name for name, reason in backend_report(args.device).items() if reason is None]
-    if pscan is not None:
-        names.append("mambapy")
-    return [name for name in names if name != "naive" or shape.length <= NAIVE_LONGEST[args.backward]]
-
-
-def reference(inputs: dict[str, Tensor]) -> Tensor | None:
-    if inputs["u"].shape[1] > NAIVE_LONGEST[False]:
+    def _prepared(
+        self,
+        row: Row,
+        name: str,
+        inputs: dict[str, Tensor],
+        modes: Sequence[str],
+        truth: dict[str, Tensor] | None = None,
+    ) -> Candidate | None:
+        """The candidate, warm, its errors and GPU memory measured; None if it fails or the time is spent."""
+        if "failed" in row or not modes:
+            return None
+        if self.budget.spent():
+            row["failed"] = "not measured: the time budget was spent"
+            return None
+        row.pop("times", None)  # of a process that was lost
+        with guarded(row, self.results, self.device):
+            candidate = Candidate(name, inputs)
+            for mode in modes:
+                found = candidate.results(mode)
+                synchronize(self.device)
+                if truth:
+                    row.setdefault("errors", {}).update({k: relative_errors(t, truth[k]) for k, t in found.items()})
+                del found
+                if self.device.type == "cuda" and truth is not None:
+                    row.setdefault("peak_bytes", {})[mode] = peak_on_gpu(getattr(candidate, mode), self.device)
+            return candidate
         return None
-    return run(make_call("naive"), {name: tensor.double() for name, tensor in inputs.items()}, backward=False)
 
 
-def measure(shape: Shape, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record a backend."""
-    backends = backends_for(shape, args)
-    inputs = make_inputs(shape, args.device)
-    y64 = reference(inputs)
-    errors = {}
-    for name in backends:  # the first run is the warm-up
-        y = run(make_call(name), inputs, backward=False)
-        errors[name] = None if y64 is None else ((y - y64).abs().max() / y64.abs().max()).item()
-    times: dict[tuple[str, bool], list[float]] = {}
-    for _ in range(args.rounds):
-        for name in backends:
-            for backward in (False, True)[: 1 + args.backward]:
-                times.setdefault((name, backward), []).append(seconds(make_call(name), inputs, backward))
-    median = {key: statistics.median(values) for key, values in times.items()}
-    del inputs, y64, y
-    return [
-        {
-            "shape": str(shape),
-            "backend": name,
-            "forward_ms": median[name, False] * 1e3,
-            "forward_backward_ms": median[name, True] * 1e3 if args.backward else None,
-            "peak_bytes": peak_memory_in_fresh_process(name, shape, args),
-            "error": errors[name],
-            "ratio": median[name, args.backward]
-            / min((median[other, args.backward] for other in backends if other != name), default=float("nan")),
-        }
-        for name in backends
-    ]
+def peak_in_process_of_its_own(row: Row, shape: Shape, mode: str) -> int:
+    """Bytes beyond the inputs at the peak of one run on the CPU."""
+    options = ["--memory-of", row["backend"], mode, "--shapes", str(shape), "--dtype", row["dtype"]]
+    return peak_in_fresh_process(Path(__file__), [*options, "--threads", str(torch.get_num_threads())])
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    def cell(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    lines = [
-        "| batch x length x channels x state | backend | forward ms | forward+backward ms | peak MiB "
-        "| max relative error | time / fastest other |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for r in records:
-        cells = (
-            r["shape"],
-            r["backend"],
-            cell(r["forward_ms"], ".1f"),
-            cell(r["forward_backward_ms"], ".1f"),
-            cell(r["peak_bytes"] / 2**20, ".0f"),
-            cell(r["error"], ".1e"),
-            cell(r["ratio"], ".2f"),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def peak_of_this_process(backend: str, mode: str, shape: Shape, dtype: torch.dtype) -> int:
+    cpu = torch.device("cpu")
+    # A small run first: what libraries take once, a just-in-time compiler above all, is not the scan's memory.
+    getattr(Candidate(backend, make_inputs(shape._replace(batch=1, length=64), cpu, dtype)), mode)()
+    candidate = Candidate(backend, make_inputs(shape, cpu, dtype))
+    return peak_resident(getattr(candidate, mode))
 
 
-def print_ratios(records: list[dict[str, Any]]) -> None:
-    """The chunked backend's forward against each other one."""
-    for own in (r for r in records if r["backend"] == "chunked"):
-        for other in records:
-            if other["shape"] == own["shape"] and other is not own:
-                ratio = other["forward_ms"] / own["forward_ms"]
-                print(f"{own['shape']}: chunked forward is {ratio:.1f} times as fast as {other['backend']}")
-
-
-def main() -> None:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[parse_shape(TARGET)], metavar="BxLxDxN")
-    parser.add_argument("--backends", nargs="+", help="default: all that can run here, and mambapy")
-    parser.add_argument("--backward", action="store_true", help="time forward and backward too")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="BxLxDxN", help="default: by the device")
+    parser.add_argument("--backends", nargs="+", help="default: all that can run here")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--forward-only", action="store_true", help="do not time the backward pass")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=2, help="on a CPU (default 2)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there too")
-    parser.add_argument("--memory-of", metavar="BACKEND", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--budget-s", type=float, default=1200, help="stop after so many seconds (default 1200)")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="CPU: do not measure memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, at once as it is known")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also time over the length, as a picture")
+    parser.add_argument("--sweep-last", type=int, metavar="I", help="the plot ends at length 2**I")
+    parser.add_argument("--from-json", nargs="+", type=Path, metavar="FILE", help="measure nothing, print these again")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE holds")
+    parser.add_argument("--memory-of", nargs=2, metavar=("BACKEND", "MODE"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    args.modes = MODES[: 1 if args.forward_only else 2]
+    if args.shapes is None:
+        args.shapes = [parse_shape(text) for text in (GPU_SHAPES if args.device.type == "cuda" else CPU_SHAPES)]
+    return args
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for; what happens to one shape does not touch the others."""
+    run = Run(args)
+    steps: list[tuple[str, Callable[[], None]]] = []
+    for name in args.dtype:
+        dtype = getattr(torch, name)
+        steps += [(f"{shape} {name}", lambda s=shape, d=dtype: run.table(s, d)) for shape in args.shapes]
+    if args.plot:
+        steps.append(("sweep", lambda: run.sweep(getattr(torch, args.dtype[0]))))
+    run_steps(steps, run.results, args.device, run.budget)
+    return run.results.content
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        print(peak_memory(args.memory_of, args.shapes[0], args.device, args.backward))
+        print(peak_of_this_process(*args.memory_of, args.shapes[0], getattr(torch, args.dtype[0])))
         return
-    if pscan is None:
-        print("mambapy is not installed (pip install mambapy): its row is left out\n", file=sys.stderr)
-    records = [record for shape in args.shapes for record in measure(shape, args)]
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, medians of {args.rounds} rounds\n")
-    print(table(records))
-    print()
-    print_ratios(records)
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=2) + "\n")
+    contents = [load_results(path, "selective_scan") for path in args.from_json or ()] or [measure(args)]
+    print("\n\n".join(report(content) for content in contents))
+    if args.plot:
+        from plots import plot_sweeps
+
+        plot_sweeps(contents, args.plot)
 
 
 if __name__ == "__main__":

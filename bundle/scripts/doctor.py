@@ -1,8 +1,8 @@
-"""Say whether this machine is fit to run the bundle, and which selective-scan backend really runs on it.
+"""Say whether this machine is fit to run the bundle, and which selective-scan backends really run on it.
 
-``python -m scripts.doctor [--device cpu|cuda] [--json]`` lists versions and devices, why each scan backend is
-or is not taken, and checks the taken one, forward and backward, against the specification (naive) in float64.
-Exit status 0: healthy, 1: something is broken, each with a line that says what to do.
+``python -m scripts.doctor`` lists versions and devices, runs every scan backend that can run on the device forward
+and backward against the specification (naive) in float64, and says why the others cannot run. With
+``--require NAME`` a backend has to pass, such as mamba_ssm where the reference's CUDA scan is wanted.
 """
 
 from __future__ import annotations
@@ -19,50 +19,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
+    from .ops.selective_scan.check import ScanCheck
 
 # torch and what imports it are imported inside functions: a doctor must be able to say that torch is missing.
 
-__all__ = ["Report", "ScanCheck", "check_scan", "diagnose", "format_report", "main"]
+__all__ = ["Report", "diagnose", "format_report", "main"]
 
 PYTHONS = ((3, 10), (3, 13))  # first and last supported
 MINIMUM_TORCH = (2, 4)
 REQUIRED = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scikit-image")
-# Largest relative error that counts as agreement with naive in float64, by the dtype of the checked run.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-
-
-@dataclass(frozen=True)
-class ScanCheck:
-    """Largest error of a backend's output and of its gradients, each relative to the largest true value."""
-
-    dtype: str
-    output_error: float
-    gradient_error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """False for NaN as well."""
-        return self.output_error <= self.tolerance and self.gradient_error <= self.tolerance
+# Packages that a faster backend needs -> the device it is for.
+OPTIONAL = {"triton": "cuda", "numba": "cpu"}
+HEALTHY, UNHEALTHY, REQUIRED_DOES_NOT_RUN = 0, 1, 3
+EXIT_STATUS = """exit status:
+  0  healthy (warnings and notes may remain)
+  1  something is broken; each line PROBLEM says what and what to do
+  2  wrong usage of this command
+  3  the backend that --require names does not run on the device, or is wrong"""
 
 
 @dataclass
 class Report:
-    """All that the doctor found; ``problems`` make a machine unhealthy, ``warnings`` do not."""
+    """All that the doctor found; ``problems`` make a machine unhealthy, ``warnings`` and ``notes`` do not."""
 
     versions: dict[str, str | None] = field(default_factory=dict)
+    extensions: dict[str, str] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     backend: str | None = None
+    required: str | None = None
     backends: dict[str, str | None] = field(default_factory=dict)
     checks: list[ScanCheck] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def healthy(self) -> bool:
         return not self.problems
+
+    def runs(self, backend: str) -> bool:
+        """Whether a backend ran and was right in every dtype."""
+        own = [check.passed for check in self.checks if check.backend == backend]
+        return bool(own) and all(own)
+
+    @property
+    def exit_status(self) -> int:
+        if self.required and not self.runs(self.required):
+            return REQUIRED_DOES_NOT_RUN
+        return HEALTHY if self.healthy else UNHEALTHY
 
 
 def installed_version(package: str) -> str | None:
@@ -110,108 +115,82 @@ def _cpu_model() -> str:
     return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
-def check_scan(backend: str, device: str, dtype_name: str, length: int = 777) -> ScanCheck:
-    """Run a backend forward and backward and compare it with naive in float64 on the CPU.
+def diagnose_extensions(report: Report) -> None:
+    """Say of the reference's compiled packages whether they import.
 
-    Args:
-        backend: a name that ``backend_report`` lists.
-        device: where the backend runs.
-        dtype_name: "float64" or "float32".
-        length: of the sequence; no multiple of any chunk by default.
+    A broken one becomes a warning, mamba-ssm a problem if its backend is required.
     """
-    import torch
+    from .ops.selective_scan.cuda_extensions import CAUSAL_CONV1D, MAMBA_SSM, import_failure, is_installed
 
-    inputs = _scan_inputs(length)
-    true_output, true_gradients = _run_scan(inputs, "naive", "cpu", torch.float64)
-    output, gradients = _run_scan(inputs, backend, device, getattr(torch, dtype_name))
-    gradient_error = max(_relative_error(gradients[name], true_gradients[name]) for name in inputs)
-    return ScanCheck(dtype_name, _relative_error(output, true_output), gradient_error, TOLERANCE[dtype_name])
-
-
-def _scan_inputs(length: int, batch: int = 2, channels: int = 5, state: int = 16) -> dict[str, torch.Tensor]:
-    """Arguments such as a freshly initialised Mamba layer sees: decays from 1 to 16, steps around 0.05."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        # Drawn as float32, so that both precisions start from the same numbers.
-        return torch.randn(shape, generator=generator).double()
-
-    return {
-        "u": normal(batch, length, channels),
-        "delta": 0.5 * normal(batch, length, channels),
-        "A": -torch.arange(1.0, state + 1).double().repeat(channels, 1),
-        "B": normal(batch, length, state),
-        "C": normal(batch, length, state),
-        "D": normal(channels),
-        "z": normal(batch, length, channels),
-        "delta_bias": 0.5 * normal(channels) - 3,
-    }
-
-
-def _run_scan(
-    inputs: dict[str, torch.Tensor], backend: str, device: str, dtype: torch.dtype
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Output, and the gradient of the sum of its squares for each argument, as float64 on the CPU."""
-    import torch
-
-    from .ops.selective_scan import selective_scan
-
-    arguments = {name: value.to(device, dtype).requires_grad_() for name, value in inputs.items()}
-    output = selective_scan(**arguments, delta_softplus=True, backend=backend)
-    gradients = torch.autograd.grad(output.square().sum(), list(arguments.values()))
-    results = [tensor.detach().double().cpu() for tensor in (output, *gradients)]
-    return results[0], dict(zip(arguments, results[1:], strict=True))
-
-
-def _relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((value - truth).abs().max() / truth.abs().max())
+    for extension in (MAMBA_SSM, CAUSAL_CONV1D):
+        failure, installed = import_failure(extension), is_installed(extension)
+        required = extension is MAMBA_SSM and report.required == "mamba_ssm"
+        version = installed_version(extension.package) or "of unknown version"
+        state = f"{version}, its CUDA extension imports" if failure is None else f"{version}, BROKEN"
+        report.extensions[extension.package] = state if installed else "not installed (optional)"
+        if failure is not None and (installed or required):
+            lines = report.problems if required else report.warnings
+            lines.append(f"{failure.reason}; cure: {failure.cure}")
 
 
 def diagnose_scan(report: Report) -> None:
-    """Fill in the backends, the chosen one and its checks; a failure becomes a problem."""
+    """Check every backend that can run; failures of the one that is taken or required become problems."""
     from .ops.selective_scan import backend_report, choose_backend
+    from .ops.selective_scan.check import check_backend
 
     report.backends = backend_report(report.device)
     report.backend = choose_backend(report.device)
-    for dtype_name in TOLERANCE:
-        try:
-            check = check_scan(report.backend, report.device, dtype_name)
-        except Exception as error:  # whatever a broken backend raises is the finding
-            reason = str(error).strip().splitlines() or ["no message"]
-            report.problems.append(
-                f"backend {report.backend} fails in {dtype_name} on {report.device}: "
-                f"{type(error).__name__}: {reason[0]}; another can be set as the network's backend"
-            )
-            continue
-        report.checks.append(check)
-        if not check.passed:
-            report.problems.append(
-                f"backend {report.backend} disagrees with naive in {dtype_name} on {report.device}: do not "
-                "trust its results; set another as the network's backend and report this output"
-            )
+    for name in (name for name, reason in report.backends.items() if reason is None):
+        checks = check_backend(name, report.device)
+        report.checks += checks
+        lines = report.problems if name in (report.backend, report.required) else report.warnings
+        lines += [_complaint(check, report.device) for check in checks if not check.passed]
+    reason = report.backends.get(report.required or "")
+    if reason is not None:
+        report.problems.append(f"the required backend {report.required} cannot run on {report.device}: {reason}")
+    report.notes += _faster_backends(report)
 
 
-def diagnose(device: str | None = None) -> Report:
+def _complaint(check: ScanCheck, device: str) -> str:
+    where = f"in {check.dtype} on {device}"
+    if check.failure is not None:
+        return f"backend {check.backend} fails {where}: {check.failure}; another can be set as the network's backend"
+    return (
+        f"backend {check.backend} disagrees with naive {where}: do not trust its results; set another as the "
+        "network's backend and report this output"
+    )
+
+
+def _faster_backends(report: Report) -> list[str]:
+    """What to install for a backend that `auto` would rather take."""
+    return [
+        f"{package} is not installed: backend='auto' takes {report.backend} instead; pip install {package}"
+        for package, device in OPTIONAL.items()
+        if device == report.device and package in report.backends and report.versions[package] is None
+    ]
+
+
+def diagnose(device: str | None = None, required: str | None = None) -> Report:
     """Look at everything.
 
     Args:
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
+        required: a scan backend that has to run.
     """
-    report = Report(versions={"python": platform.python_version()})
-    report.versions |= {package: installed_version(package) for package in REQUIRED}
+    report = Report(versions={"python": platform.python_version()}, required=required)
+    report.versions |= {package: installed_version(package) for package in (*REQUIRED, *OPTIONAL)}
     report.warnings = version_warnings(sys.version_info[:2], report.versions["torch"])
     missing = [package for package in REQUIRED if report.versions[package] is None]
     if missing:
         report.problems.append(f"not installed: pip install {' '.join(missing)}")
-    if "torch" in missing:
+    if "torch" in missing or not _torch_imports(report):
         return report
 
     import torch
 
     report.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     report.devices = describe_devices()
+    diagnose_extensions(report)
     if report.device == "cuda" and not torch.cuda.is_available():
         report.problems.append("--device cuda, but torch sees no GPU: install a CUDA build of torch and the driver")
         return report
@@ -219,22 +198,40 @@ def diagnose(device: str | None = None) -> Report:
     return report
 
 
+def _torch_imports(report: Report) -> bool:
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # such as a CUDA library that is missing
+        report.problems.append(f"torch cannot be imported ({type(error).__name__}: {error}): install it again")
+        return False
+    return True
+
+
 def format_report(report: Report) -> str:
     """The report for people: aligned sections, the verdict last."""
-    lines = _section("Packages", {name: version or "not installed" for name, version in report.versions.items()})
+    lines = _section("Packages", {name: _version_line(name, version) for name, version in report.versions.items()})
+    lines += _section("The reference's CUDA packages", report.extensions)
     lines += _section("Devices", report.devices)
     backends = {name: _backend_line(name, reason, report.backend) for name, reason in report.backends.items()}
     lines += _section(f"Selective scan backends on {report.device}, preferred first", backends)
-    checks = {check.dtype: _check_line(check) for check in report.checks}
-    lines += _section(f"Largest relative error of {report.backend} against naive in float64", checks)
+    checks = {f"{check.backend}, {check.dtype}": _check_line(check) for check in report.checks}
+    lines += _section("Largest relative error against naive in float64", checks)
+    lines += [f"NOTE     {note}" for note in report.notes]
     lines += [f"WARNING  {warning}" for warning in report.warnings]
     lines += [f"PROBLEM  {problem}" for problem in report.problems]
+    if report.required:
+        lines.append(f"The backend {report.required} {'runs' if report.runs(report.required) else 'does not run'}.")
     lines.append("Healthy." if report.healthy else "Not healthy.")
     return "\n".join(lines)
 
 
 def _section(title: str, rows: dict[str, str]) -> list[str]:
-    return [title, *(f"  {name:<16}{text}" for name, text in rows.items()), ""] if rows else []
+    width = max([16, *(len(name) + 2 for name in rows)])
+    return [title, *(f"  {name:<{width}}{text}" for name, text in rows.items()), ""] if rows else []
+
+
+def _version_line(name: str, version: str | None) -> str:
+    return version or ("not installed (optional)" if name in OPTIONAL else "not installed")
 
 
 def _backend_line(name: str, reason: str | None, chosen: str | None) -> str:
@@ -244,6 +241,8 @@ def _backend_line(name: str, reason: str | None, chosen: str | None) -> str:
 
 
 def _check_line(check: ScanCheck) -> str:
+    if check.failure is not None:
+        return f"FAILS: {check.failure}"
     verdict = "ok" if check.passed else "WRONG"
     return (
         f"output {check.output_error:.1e}, gradients {check.gradient_error:.1e}, "
@@ -251,15 +250,34 @@ def _check_line(check: ScanCheck) -> str:
     )
 
 
+def _known_backends() -> list[str]:
+    """Names for --require; none if torch does not import, which is then the finding."""
+    try:
+        from .ops.selective_scan import backend_report
+    except Exception:
+        return []
+    return list(backend_report("cpu"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.doctor", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.doctor",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.add_argument("--require", metavar="BACKEND", help="a scan backend that has to run, such as mamba_ssm")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
-    report = diagnose(options.device)
-    print(json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2) if options.json else format_report(report))
-    return 0 if report.healthy else 1
+    known = _known_backends()
+    if options.require and known and options.require not in known:
+        parser.error(f"--require {options.require}: no such backend; choose from {', '.join(known)}")
+    report = diagnose(options.device, options.require)
+    summary = {"healthy": report.healthy, "exit_status": report.exit_status}
+    print(json.dumps(asdict(report) | summary, indent=2) if options.json else format_report(report))
+    return report.exit_status
 
 
 if __name__ == "__main__":

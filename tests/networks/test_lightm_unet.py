@@ -89,9 +89,9 @@ def test_gradients_are_exact_in_float64(reference: dict[str, torch.Tensor]) -> N
 
 def test_naive_and_chunked_backends_agree(reference: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
-        x = reference["input"][..., :16, :16]
-        outputs = [build(reference, backend=backend)(x) for backend in ("naive", "chunked")]
-    assert relative_error(*outputs) < 1e-5
+        x = reference["input"][..., :16, :16].double()  # in float32 the layers' rounding alone comes to 3e-5
+        outputs = [build(reference, backend=backend).double()(x) for backend in ("naive", "chunked")]
+    assert relative_error(*outputs) < 1e-12
 
 
 def test_takes_a_whole_nnunet_checkpoint_of_a_wrapped_network(
@@ -130,7 +130,7 @@ def test_autocast_gives_no_nan(reference: dict[str, torch.Tensor], dtype: torch.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["chunked", "mamba_ssm"])
+@pytest.mark.parametrize("backend", ["cuda", "triton", "chunked", "mamba_ssm"])
 def test_agrees_with_the_reference_on_the_gpu(reference: dict[str, torch.Tensor], backend: str) -> None:
     if reason := backend_report("cuda")[backend] if torch.cuda.is_available() else "no CUDA device":
         pytest.skip(reason)
@@ -140,7 +140,10 @@ def test_agrees_with_the_reference_on_the_gpu(reference: dict[str, torch.Tensor]
     y = net(x)
     y.backward(reference["output_grad"].cuda())
     assert relative_error(y.cpu(), reference["output"]) < 1e-4
-    assert relative_error(x.grad.cpu(), reference["input_grad"]) < 1e-3
+    # The fused layers round otherwise than the reference did: on the ReLU kinks, that counts as on a CPU.
+    fused = backend in ("cuda", "triton")
+    tolerance = {2: 5e-3, 3: 5e-2}[net.spatial_dims] if fused else 1e-3
+    assert relative_error(x.grad.cpu(), reference["input_grad"]) < tolerance
 
 
 @pytest.mark.gpu

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan
 from torch import Tensor
 
 from scripts.ops.selective_scan import BackendError, backend_report, choose_backend, chunked, selective_scan
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "selective_scan.npz"
-FASTER = [name for name, reason in backend_report("cpu").items() if reason is None and name != "naive"]
-OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+# "triton" computes in float32 only, and on a CPU in an interpreter: it has tests of its own, test_triton_gpu.py.
+ON_CPU = [name for name, reason in backend_report("cpu").items() if reason is None and name != "triton"]
+FASTER = [name for name in ON_CPU if name != "naive"]
 TILE = 32  # positions in a tile of `small_tiles`, with 4 steps a chunk
 
 each_backend = pytest.mark.parametrize("backend", FASTER)
@@ -28,58 +30,6 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "TILE_ELEMENTS_CPU", TILE * 6)
     monkeypatch.setattr(chunked, "SHORTEST_TILE", 4)
     monkeypatch.setattr(chunked, "SEQUENTIAL_CHUNKS", 3)
-
-
-def make_inputs(
-    batch: int = 2,
-    length: int = 40,
-    channels: int = 3,
-    state: int = 2,
-    optional: tuple[str, ...] = OPTIONAL,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-
-    inputs = {
-        "u": normal(batch, length, channels),
-        "delta": normal(batch, length, channels) - 1,
-        "A": -normal(channels, state).exp(),
-        "B": normal(batch, length, state),
-        "C": normal(batch, length, state),
-        "D": normal(channels),
-        "z": normal(batch, length, channels),
-        "delta_bias": normal(channels),
-        "initial_state": normal(batch, channels, state),
-    }
-    return {name: tensor for name, tensor in inputs.items() if name not in OPTIONAL or name in optional}
-
-
-def scan(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = True) -> tuple[Tensor, Tensor]:
-    return selective_scan(**inputs, delta_softplus=delta_softplus, return_last_state=True, backend=backend)
-
-
-def gradients(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = True) -> dict[str, Tensor]:
-    """Gradients of a loss that weighs every element of y and of the last state differently."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, last_state = scan(leaves, backend, delta_softplus)
-    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)).sum()
-    loss = (
-        loss
-        + (
-            last_state
-            * torch.linspace(1, 2, last_state.numel(), dtype=last_state.dtype, device=y.device).view_as(last_state)
-        ).sum()
-    )
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
-    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)
-    assert error <= tolerance, f"{name}: relative error {error:.1e} > {tolerance:.0e}"
 
 
 def assert_same_as_naive(inputs: dict[str, Tensor], backend: str, delta_softplus: bool = True) -> None:
@@ -360,7 +310,7 @@ def test_empty_sequence_integers_and_mixed_devices() -> None:
 def test_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     report = backend_report("cpu")
     assert report["chunked"] is None and report["naive"] is None
-    assert choose_backend("cpu") == next(name for name, reason in report.items() if reason is None)
+    assert choose_backend("cpu") == ON_CPU[0]
     assert choose_backend("cpu", "naive") == "naive"
     with pytest.raises(BackendError, match=r"unknown selective scan backend 'fast'.*chunked"):
         selective_scan(**make_inputs(), backend="fast")

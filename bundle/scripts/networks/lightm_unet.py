@@ -15,7 +15,10 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import UpsampleMode
 from torch.utils.checkpoint import checkpoint
 
+from . import channels_last
+from .fused_vss import can_fuse
 from .reference_weights import from_reference
+from .streaming import can_stream
 from .vss import VSSLayer
 
 __all__ = ["LightMUNet"]
@@ -72,6 +75,7 @@ class LightMUNet(nn.Module):
             )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.backend = backend
         self.size_multiple = 2 ** (len(blocks_down) - 1)
         widths = [init_filters * 2**i for i in range(len(blocks_down))]
 
@@ -95,15 +99,19 @@ class LightMUNet(nn.Module):
         self._check_input(x)
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
-        x = self.dropout(self.stem(x))
+        fused = can_fuse(x, self.backend)
+        x = self.dropout(_separable(self.stem, x, fused))
+        if can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
+            x = channels_last.to_channels_last(x)
         skips: list[torch.Tensor] = []
         for stage in self.encoder:
-            x = stage(x)
+            x = stage(x, fused)
             skips.append(x)
         skips.pop()
         for stage in self.decoder:
-            x = stage(x, skips.pop())
-        return self.head(x)
+            x = stage(x, skips.pop(), fused)
+        norm, act, conv = self.head
+        return _separable(conv, _norm_act(norm, act, x, fused), fused)
 
     def load_reference_state_dict(self, state: dict[str, Any]) -> None:
         """Take the weights of the authors' code.
@@ -156,13 +164,18 @@ class EncoderStage(nn.Module):
             ResidualVSSBlock(spatial_dims, out_channels, norm, act, backend) for _ in range(blocks)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for module in (self.downsample, *self.blocks):
+    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
+        for module in (self._downsample, *self.blocks):
             if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(module, x, use_reentrant=False)
+                x = checkpoint(module, x, fused, use_reentrant=False)
             else:
-                x = module(x)
+                x = module(x, fused)
         return x
+
+    def _downsample(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
+        if not fused or isinstance(self.downsample, nn.Identity):
+            return self.downsample(x)
+        return channels_last.max_pool(self.downsample[0](x))
 
 
 class ResidualVSSBlock(nn.Module):
@@ -176,9 +189,9 @@ class ResidualVSSBlock(nn.Module):
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
         self.vss2 = VSSLayer(channels, channels, backend)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.vss1(self.act(self.norm1(x)))
-        return x + self.vss2(self.act(self.norm2(y)))
+    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
+        y = self.vss1(_norm_act(self.norm1, self.act, x, fused))
+        return x + self.vss2(_norm_act(self.norm2, self.act, y, fused))
 
 
 class DecoderStage(nn.Module):
@@ -199,8 +212,12 @@ class DecoderStage(nn.Module):
         self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode=upsample_mode)
         self.blocks = nn.Sequential(*(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks)))
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.upsample(self.reduce(x)) + skip)
+    def forward(self, x: torch.Tensor, skip: torch.Tensor, fused: bool = False) -> torch.Tensor:
+        x = self.upsample(channels_last.pointwise(self.reduce.conv, x) if fused else self.reduce(x))
+        x = (channels_last.to_channels_last(x) if fused else x) + skip
+        for block in self.blocks:
+            x = block(x, fused)
+        return x
 
 
 class ResidualConvBlock(nn.Module):
@@ -214,9 +231,17 @@ class ResidualConvBlock(nn.Module):
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv(self.act(self.norm1(x))) + self.skip_scale * x
-        return self.act(self.norm2(y))
+    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
+        y = _separable(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
+        return _norm_act(self.norm2, self.act, y, fused)
+
+
+def _norm_act(norm: nn.Module, act: nn.Module, x: torch.Tensor, fused: bool) -> torch.Tensor:
+    return channels_last.norm_act(norm, act, x) if fused else act(norm(x))
+
+
+def _separable(block: nn.Sequential, x: torch.Tensor, fused: bool) -> torch.Tensor:
+    return channels_last.depthwise_separable(block, x) if fused else block(x)
 
 
 def _convolution(

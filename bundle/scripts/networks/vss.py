@@ -9,6 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..ops.selective_scan import selective_scan
+from .fused_vss import can_fuse, fused_vss_layer
+from .streaming import can_stream, stream_vss_layer
 
 __all__ = ["Mamba", "VSSLayer"]
 
@@ -96,6 +98,11 @@ class VSSLayer(nn.Module):
         self.proj = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if can_fuse(x, self.mamba.backend):
+            tokens = fused_vss_layer(self, x.flatten(2).transpose(1, 2))
+            return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        if can_stream(x):
+            return stream_vss_layer(self, x)
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.mamba(self.norm(tokens)) + self.skip_scale * tokens
         tokens = self.proj(self.norm(tokens))

@@ -12,13 +12,20 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from . import chunked, mamba_ssm, naive
+from . import chunked, cuda_gpu, mamba_ssm, naive, numba_cpu, triton_gpu
 
 __all__ = ["BackendError", "backend_report", "choose_backend", "selective_scan"]
 
 # In the order in which "auto" prefers them.
 # mamba_ssm stands last: it runs only when asked for, since it lacks float64 and initial states.
-_BACKENDS = {"chunked": chunked, "naive": naive, "mamba_ssm": mamba_ssm}
+_BACKENDS = {
+    "cuda": cuda_gpu,
+    "triton": triton_gpu,
+    "numba": numba_cpu,
+    "chunked": chunked,
+    "naive": naive,
+    "mamba_ssm": mamba_ssm,
+}
 
 
 class BackendError(RuntimeError):
@@ -30,22 +37,31 @@ def backend_report(device: torch.device | str) -> dict[str, str | None]:
     return {name: backend.unavailable(torch.device(device)) for name, backend in _BACKENDS.items()}
 
 
+# torch.compile cannot look into it (the search for NVRTC, say), and need not.
+@torch.compiler.assume_constant_result
 def choose_backend(device: torch.device | str, backend: str = "auto") -> str:
     """The name of the backend that runs on `device` when the caller asks for `backend`.
 
-    "auto" is the first backend in the order of `backend_report` that can run.
+    "auto" is the first backend in the order of `backend_report` that can run; never Triton's interpreter (the
+    "triton" backend on a CPU), which is for tests.
 
     Raises:
         BackendError: `backend` is unknown or cannot run on `device`.
     """
     if backend == "auto":
-        return next(name for name, reason in backend_report(device).items() if reason is None)
+        return next(name for name in _BACKENDS if _automatic(name, torch.device(device)))
     if backend not in _BACKENDS:
         raise BackendError(f"unknown selective scan backend {backend!r}: choose 'auto' or one of {list(_BACKENDS)}")
     reason = _BACKENDS[backend].unavailable(torch.device(device))
     if reason is not None:
         raise BackendError(f"selective scan backend {backend!r} cannot run on {device}: {reason}")
     return backend
+
+
+def _automatic(name: str, device: torch.device) -> bool:
+    """Whether "auto" may take a backend."""
+    in_interpreter = name == "triton" and device.type == "cpu"
+    return not in_interpreter and _BACKENDS[name].unavailable(device) is None
 
 
 def selective_scan(

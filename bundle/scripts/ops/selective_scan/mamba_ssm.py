@@ -5,17 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cuda_extensions import MAMBA_SSM, import_failure
+
 
 def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot run on `device`; None: it can."""
     if device.type != "cuda":
         return "needs a CUDA device"
-    try:
-        import selective_scan_cuda  # noqa: F401
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
-    except ImportError as error:  # an extension built for another torch fails here too, with its symbol's name
-        return f"mamba-ssm cannot be imported ({error}); see env/requirements-mamba.txt"
-    return None
+    failure = import_failure(MAMBA_SSM)
+    return None if failure is None else f"{failure.reason}; `python -m scripts.doctor` says what helps"
 
 
 def scan(
@@ -45,5 +43,7 @@ def scan(
         raise ValueError("the mamba_ssm backend takes no initial_state: use backend='chunked'")
     u, delta, B, C, z = (None if t is None else t.to(u.dtype).transpose(1, 2) for t in (u, delta, B, C, z))
     A, D, delta_bias = (None if t is None else t.float() for t in (A, D, delta_bias))
-    y, last_state = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True)
+    # The extension launches on the current GPU, whichever holds the tensors.
+    with torch.cuda.device(u.device):
+        y, last_state = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True)
     return y.transpose(1, 2), last_state.detach()

@@ -1,0 +1,259 @@
+"""What the network benchmark runs: LightMUNet, the reference structure and the convolutional networks beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+
+CLASSES = {2: 2, 3: 3}  # by the number of spatial dimensions
+FILTERS = 32
+
+
+class Shape(NamedTuple):
+    """Of the input."""
+
+    batch: int
+    channels: int
+    spatial: tuple[int, ...]
+
+    @property
+    def dims(self) -> int:
+        return len(self.spatial)
+
+    def __str__(self) -> str:
+        return "x".join(str(n) for n in (self.batch, self.channels, *self.spatial))
+
+
+def parse_shape(text: str) -> Shape:
+    try:
+        batch, channels, *spatial = (int(n) for n in text.split("x"))
+    except ValueError:
+        spatial = []
+    if len(spatial) not in CLASSES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxCHANNELSxHEIGHTxWIDTH or ...xDEPTHxHEIGHTxWIDTH")
+    return Shape(batch, channels, tuple(spatial))
+
+
+def build(spec: str, shape: Shape) -> nn.Module:
+    """The network that a spec names, with random weights, on the CPU.
+
+    Args:
+        spec: NAME or NAME:BACKEND or NAME:KEY=VALUE,... with constructor arguments, values as in JSON; a
+            BACKEND may stand first among these.
+
+    Raises:
+        ValueError: there is no such network.
+        ImportError: its package is missing.
+    """
+    name, _, rest = spec.partition(":")
+    if name not in BUILDERS:
+        raise ValueError(f"unknown network {name!r}: choose from {', '.join(BUILDERS)}")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        options[key if equals else "backend"] = _value(value) if equals else item
+    return BUILDERS[name](shape, **options)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def lightm_unet(shape: Shape, init_filters: int = FILTERS, **options: Any) -> nn.Module:
+    from scripts.networks import LightMUNet
+
+    return LightMUNet(shape.dims, shape.channels, CLASSES[shape.dims], init_filters=init_filters, **options)
+
+
+def reference(shape: Shape, init_filters: int = FILTERS, backend: str = "mamba-ssm") -> nn.Module:
+    """The authors' structure with mamba-ssm's block, or for comparison with our plain one on a backend."""
+    from reference_lightm_unet import ReferenceLightMUNet, mamba_ssm_block
+
+    from scripts.networks.vss import Mamba
+
+    make = mamba_ssm_block if backend == "mamba-ssm" else lambda width: Mamba(width, backend=backend)
+    return ReferenceLightMUNet(shape.dims, shape.channels, CLASSES[shape.dims], init_filters, make)
+
+
+class Plan(NamedTuple):
+    """Widths and strides of a convolutional UNet, one entry a stage."""
+
+    features: tuple[int, ...]
+    strides: tuple[Any, ...]
+
+
+# As nnU-Net plans 512x512. 80x128x128 gets five stages here, the 16.5 M of earlier comparisons; a sixth, which
+# nnU-Net adds where an axis still has 8 voxels, makes it 30.8 M and hardly slower.
+PLAN_2D = Plan((32, 64, 128, 256, 512, 512, 512, 512), (1, 2, 2, 2, 2, 2, 2, 2))
+PLAN_3D = Plan((32, 64, 128, 256, 320), (1, 2, 2, 2, 2))
+PLAN_3D_SIX = Plan((32, 64, 128, 256, 320, 320), (1, 2, 2, 2, 2, (1, 2, 2)))
+
+
+def plain_conv_unet(shape: Shape, stages: int = 5) -> nn.Module:
+    """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    features, strides = plan(shape, stages)
+    return PlainConvUNet(
+        input_channels=shape.channels,
+        n_stages=len(features),
+        features_per_stage=features,
+        conv_op=nn.Conv2d if shape.dims == 2 else nn.Conv3d,
+        kernel_sizes=3,
+        strides=strides,
+        n_conv_per_stage=2,
+        num_classes=CLASSES[shape.dims],
+        n_conv_per_stage_decoder=2,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d if shape.dims == 2 else nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=False,
+    )
+
+
+def plan(shape: Shape, stages: int) -> Plan:
+    if shape.dims == 2:
+        return PLAN_2D
+    return PLAN_3D if stages == 5 else PLAN_3D_SIX
+
+
+def segresnet(shape: Shape, init_filters: int = FILTERS) -> nn.Module:
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(shape.dims, init_filters, shape.channels, CLASSES[shape.dims])
+
+
+def dynunet(shape: Shape, stages: int = 5) -> nn.Module:
+    """MONAI's version of nnU-Net's network, on the same plan."""
+    from monai.networks.nets import DynUNet
+
+    features, strides = plan(shape, stages)
+    return DynUNet(
+        shape.dims,
+        shape.channels,
+        CLASSES[shape.dims],
+        kernel_size=[3] * len(strides),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=features,
+        norm_name=("INSTANCE", {"affine": True}),
+    )
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "lightm_unet": lightm_unet,
+    "reference": reference,
+    "plain_conv_unet": plain_conv_unet,
+    "segresnet": segresnet,
+    "dynunet": dynunet,
+}
+
+
+def default_specs(device: torch.device, shape: Shape, backends: Sequence[str]) -> list[str]:
+    specs = [f"lightm_unet:{backend}" for backend in backends]
+    # mamba-ssm has no CPU code: there our plain PyTorch scan takes its place in the reference structure.
+    specs.append("reference" if device.type == "cuda" else "reference:chunked")
+    specs.append("plain_conv_unet")
+    if shape.dims == 3 and device.type == "cuda":
+        specs.append("plain_conv_unet:stages=6")
+    return [*specs, "segresnet", "dynunet"]
+
+
+class Trial:
+    """A network on a device with an input of the shape: a train step and a forward pass.
+
+    The step is a forward pass, cross-entropy, a backward pass and Adam. With `cuda_graph` each pass is recorded
+    once and then replayed, so that it takes the GPU's time, however slow the host is.
+    """
+
+    def __init__(self, spec: str, shape: Shape, device: torch.device, amp: bool, cuda_graph: bool = False) -> None:
+        torch.manual_seed(0)
+        self.device, self.amp, self.cuda_graph = device, amp, cuda_graph
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        self.network = build(spec, shape).to(device)
+        self.parameters = sum(p.numel() for p in self.network.parameters())
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, capturable=cuda_graph)
+        self.image = torch.randn(shape.batch, shape.channels, *shape.spatial, device=device)
+        self.target = torch.randint(CLASSES[shape.dims], (shape.batch, *shape.spatial), device=device)
+
+    def run(self, mode: str) -> None:
+        if not self.cuda_graph:
+            self._pass(mode)
+        elif mode in self._graphs:
+            self._graphs[mode].replay()
+        else:
+            self._graphs[mode] = self._record(mode)
+
+    def _pass(self, mode: str) -> None:
+        if mode == "train":
+            self._train_step()
+        else:
+            self._forward()
+
+    def _record(self, mode: str) -> torch.cuda.CUDAGraph:
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # what a first call allocates or compiles cannot be recorded
+                for _ in range(3):
+                    self._pass(mode)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._pass(mode)
+        return graph
+
+    def ready(self, mode: str) -> None:
+        """Switch to the mode, and let the allocator and the caches see it once, untimed."""
+        self.network.train(mode == "train")
+        if self.device.type == "cuda":
+            _, total = torch.cuda.mem_get_info(self.device)
+            if torch.cuda.memory_reserved(self.device) > total // 2:  # by other networks' activations
+                torch.cuda.empty_cache()
+            self.run(mode)
+
+    def _train_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = F.cross_entropy(self.network(self.image), self.target)
+        loss.backward()
+        self.optimizer.step()
+
+    def _forward(self) -> None:
+        with torch.no_grad(), self._autocast():
+            self.network(self.image)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.amp:
+            return nullcontext()
+        # A graph must not refer to weights that autocast keeps in half precision for one pass.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=not self.cuda_graph)
+
+
+class Turn(NamedTuple):
+    """A callable for `interleave`."""
+
+    trial: Trial
+    mode: str
+
+    def __call__(self) -> None:
+        self.trial.run(self.mode)
+
+    def ready(self) -> None:
+        self.trial.ready(self.mode)

@@ -1,0 +1,83 @@
+"""The tables of the scan benchmark, from what its JSON file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness import LABELS, Row, environment_line, markdown_table, number
+from scan_candidates import MAMBAPY, MODES, RAW
+
+
+def report(content: dict[str, Any]) -> str:
+    """The tables of one run, from what its JSON file holds."""
+    rows = [row for row in content["rows"] if row["kind"] == "table"]
+    head = f"{environment_line(content['environment'])}; medians of {content['settings']['rounds']} rounds"
+    parts = [f"{head}. Two figures in a cell: forward / forward + backward; of errors: largest / root mean square."]
+    for shape, dtype in dict.fromkeys((row["shape"], row["dtype"]) for row in rows):
+        group = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]
+        parts.append(f"**{' x '.join(f'{int(n):,}' for n in shape.split('x'))}, {dtype}**\n\n{shape_table(group)}")
+    return "\n\n".join(parts)
+
+
+HEADERS = (
+    "backend",
+    "forward ms",
+    "forward + backward ms",
+    "GB/s",
+    "peak MiB",
+    "error of y",
+    "error of gradients",
+)
+
+
+def shape_table(rows: list[Row]) -> str:
+    """One line a candidate; the last column compares it with the baseline, if that one ran."""
+    baseline = next((row for name in (RAW, MAMBAPY) for row in rows if row["backend"] == name and measured(row)), None)
+    headers = [*HEADERS, *([f"times as fast as {baseline['backend']}"] if baseline else [])]
+    lines, notes = [], []
+    for row in rows:
+        name = LABELS.get(row["backend"], row["backend"])
+        if "failed" in row:
+            notes.append(f"{name} failed: {row['failed']}")
+        if not measured(row):
+            lines += [[name, "failed", *["-"] * (len(headers) - 2)]] if "failed" in row else []
+            continue
+        errors = row.get("errors", {})
+        gradients = [error for name, error in errors.items() if name != "y"]
+        cells = [
+            name,
+            *(number(row.get(f"{mode}_ms"), 3) for mode in MODES),
+            " / ".join(number(bandwidth(row, mode), 3) for mode in MODES),
+            _pair([_mebibytes(row, mode) for mode in MODES], ".0f"),
+            _pair(errors.get("y", (None, None)), ".1e"),
+            _pair([max(e[i] for e in gradients) if gradients else None for i in range(2)], ".1e"),
+        ]
+        if baseline:
+            cells.append(_pair([ratio(baseline, row, mode) for mode in MODES], ".2f"))
+        lines.append(cells)
+    return "\n\n".join([markdown_table(headers, lines), *notes])
+
+
+def measured(row: Row) -> bool:
+    return any(f"{mode}_ms" in row for mode in MODES)
+
+
+def bandwidth(row: Row, mode: str) -> float | None:
+    """GB/s."""
+    return row["bytes"][mode] / row[f"{mode}_ms"] / 1e6 if f"{mode}_ms" in row else None
+
+
+def ratio(baseline: Row, row: Row, mode: str) -> float | None:
+    key = f"{mode}_ms"
+    return baseline[key] / row[key] if key in row and key in baseline else None
+
+
+def _mebibytes(row: Row, mode: str) -> float | None:
+    peak = row.get("peak_bytes", {}).get(mode)
+    return None if peak is None else peak / 2**20
+
+
+def _pair(values: Sequence[float | None], form: str) -> str:
+    """Forward and forward + backward in one cell."""
+    return " / ".join("-" if value is None else format(value, form) for value in values)

@@ -1,0 +1,57 @@
+"""Record the network's training pass as CUDA graphs, so that a slow host does not hold a fast GPU back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from ignite.engine import Engine, Events
+
+from ..command_line import as_flag
+from ..distributed import world_size
+from ..errors import UserError
+
+__all__ = ["RecordCudaGraph"]
+
+logger = logging.getLogger("lightm_unet")
+
+
+class RecordCudaGraph:
+    """At the start of training, record forward and backward of the network for the one input shape there is.
+
+    A step of LightM-UNet is over a thousand short kernels: started one by one they take the host longer than the
+    GPU. In evaluation mode, with other shapes, the network runs as before. Does nothing on a CPU, and nothing on
+    several GPUs, where each layer's gradients must be sent while the backward pass goes on.
+
+    Args:
+        enabled: false leaves it out.
+        in_channels, patch_size, batch_size: of the training batches.
+
+    Raises:
+        UserError: (at the start) the network does something that a graph cannot hold.
+    """
+
+    def __init__(self, enabled: bool | str, in_channels: int, patch_size: Sequence[int], batch_size: int) -> None:
+        self.enabled = as_flag(enabled, "cuda_graph")
+        self.shape = (int(batch_size), int(in_channels), *(int(n) for n in patch_size))
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        device = torch.device(engine.state.device)
+        if not self.enabled or device.type != "cuda" or world_size() > 1:
+            return
+        network = engine.network.train()
+        sample = torch.zeros(self.shape, device=device)
+        precision = {"enabled": bool(engine.amp), **engine.amp_kwargs, "cache_enabled": False}
+        try:
+            with torch.cuda.device(device), torch.autocast("cuda", **precision):
+                torch.cuda.make_graphed_callables(network, (sample,))
+        except RuntimeError as error:
+            raise UserError(
+                f"cuda_graph: the network cannot be recorded ({str(error).splitlines()[0]}): "
+                "train with --cuda_graph false"
+            ) from error
+        logger.info("Recorded the training pass for batches of %s as a CUDA graph", "x".join(map(str, self.shape)))

@@ -1,0 +1,57 @@
+"""The network's steps between its VSS layers, for feature maps that lie channels-last in memory on a GPU.
+
+Each takes the module that holds the weights and (batch, channels, *spatial) tensors whose channels are
+neighbours in memory, and computes what the module would, without going back to channels-first.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["depthwise_separable", "max_pool", "norm_act", "pointwise", "to_channels_last"]
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """x with its channels as neighbours in memory."""
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """act(norm(x)); GroupNorm and ReLU in one kernel."""
+    if isinstance(norm, nn.GroupNorm) and norm.affine and isinstance(act, nn.ReLU):
+        from ..ops.fused.group_norm import group_norm_relu_channels_last
+
+        return group_norm_relu_channels_last(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return act(norm(x))
+
+
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution as a matrix product over the channels."""
+    return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+
+
+def depthwise_separable(block: nn.Sequential, x: Tensor) -> Tensor:
+    """A depthwise convolution of width 3 or 1, then a pointwise one."""
+    depthwise, conv = (module.conv for module in block)
+    if depthwise.kernel_size[0] == 1:
+        # It scales each channel: a factor and a summand of the pointwise convolution.
+        weight = conv.weight.flatten(1) * depthwise.weight.flatten()
+        bias = torch.mv(conv.weight.flatten(1), depthwise.bias) + conv.bias
+        return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+    from ..ops.fused.depthwise_conv import depthwise_conv
+
+    return pointwise(conv, depthwise_conv(x.movedim(1, -1), depthwise.weight).movedim(-1, 1))
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """The largest of each 2 x 2 (x 2) neighbours."""
+    if x.dim() == 4:
+        return F.max_pool2d(x, 2)
+    # PyTorch's 3D pooling copies to channels-first: pool the planes, then pairs of planes.
+    batch, channels, depth, height, width = x.shape
+    planes = x.movedim(2, 1).reshape(batch * depth, channels, height, width)
+    planes = F.max_pool2d(planes, 2).unflatten(0, (batch, depth // 2, 2))
+    return torch.maximum(planes[:, :, 0], planes[:, :, 1]).movedim(1, 2)

@@ -1,0 +1,47 @@
+"""The memory-bound steps around the selective scan as single kernels: normalisation, causal and depthwise convolution.
+
+Each file beside this one holds one step as Triton kernels and needs triton when it is imported; this package
+imports without it. `naive.py` is their specification in plain PyTorch. Tokens are channels-last throughout:
+(batch, length, channels). Ask `available` first, then import the file::
+
+    if available(x.device):
+        from .fused.layer_norm import layer_norm_forward
+
+Except where a file says so, the functions are raw: they record nothing for autograd, and forward and backward are
+two functions. All arithmetic is fp32, activations may be fp32, bf16 or fp16, gradients are the same bit by bit
+in every run (no atomics), and nothing waits for the GPU, so everything can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..triton_support import unavailable
+
+__all__ = ["available", "check_dtype", "device_guard"]
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether the kernels of this package run on `device`: a CUDA GPU, or a CPU under TRITON_INTERPRET=1."""
+    return unavailable(torch.device(device)) is None
+
+
+def check_dtype(name: str, x: Tensor) -> None:
+    """Refuses what the kernels would silently compute in fp32.
+
+    Raises:
+        ValueError: x is not fp32, bf16 or fp16.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{name}: expected fp32, bf16 or fp16, got {x.dtype}")
+
+
+def device_guard(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` the current one: Triton launches on the current device, whatever the tensors' device."""
+    # Switching to the device that is current already would cost more than asking.
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()

@@ -1,0 +1,301 @@
+"""The selective scan on a GPU: parallel along the sequence, in three kernels, forward and backward.
+
+The sequence is cut into chunks that run side by side:
+
+1. `chunk_ends`: each chunk's end state, from zero, and its sum of delta;
+2. `chunk_starts`: the recurrence over chunks, each decaying the state by exp(A * its sum of delta);
+3. `outputs`: each chunk again, now from its true start state.
+
+Backward runs the same three on the adjoint, from the end: `chunk_ends` and `chunk_starts` in reverse, then
+`gradients`. It needs the states, which it recomputes tile by tile (`TILE` positions) from the state before each
+tile; `outputs` saves these, (length / TILE) x channels x states. All sums have a fixed order: two runs give
+the same bits.
+
+The kernels are the backends' (`cuda_gpu.py`, `triton_gpu.py`). This file holds what they share: the memory, the
+order of the launches, and the operator of torch, lightm_unet::selective_scan, that autograd, torch.compile and
+torch.export see.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+# Positions in a tile: what a thread holds of a chunk.
+TILE = 8
+# Inside a chunk the Triton kernels count elements in 32 bits; from chunk to chunk in 64.
+LONGEST_CHUNK = 2**14
+
+
+class Kernels(Protocol):
+    """What a backend launches. Sequences may be views; gate is z, or any sequence where `gated` is false."""
+
+    def chunks(self, backward: bool, batch: int, length: int, channels: int, states: int, device: torch.device) -> int:
+        """How many chunks keep the device busy."""
+
+    def groups(self, channels: int, states: int, device: torch.device) -> int:
+        """Into how many groups of channels `gradients` splits the sums dB and dC."""
+
+    def chunk_ends(
+        self, x: Tensor, delta: Tensor, gate: Tensor, B: Tensor, A: Tensor, bias: Tensor | None,
+        ends: Tensor, sums: Tensor, chunk: int, softplus: bool, gated: bool, reverse: bool,
+    ) -> None: ...  # fmt: skip
+
+    def chunk_starts(
+        self, ends: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None, last: Tensor, reverse: bool
+    ) -> None: ...
+
+    def outputs(
+        self, u: Tensor, delta: Tensor, gate: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor | None,
+        bias: Tensor | None, starts: Tensor, y: Tensor, saved: Tensor, chunk: int, softplus: bool, gated: bool,
+    ) -> None: ...  # fmt: skip
+
+    def gradients(
+        self, u: Tensor, delta: Tensor, gate: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor | None,
+        bias: Tensor | None, dy: Tensor, saved: Tensor, carry: Tensor, du: Tensor, ddelta: Tensor, dgate: Tensor,
+        dB: Tensor, dC: Tensor, dA: Tensor, dD: Tensor, dbias: Tensor, chunk: int, softplus: bool, gated: bool,
+    ) -> None: ...  # fmt: skip
+
+
+def kernels_of(backend: str) -> Kernels:
+    """The kernels of the backend "cuda" or "triton"."""
+    return cast(Kernels, importlib.import_module(f".{backend}_gpu", __package__))
+
+
+def scan(
+    backend: str,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The scan as one differentiable operator of torch; arguments as in `selective_scan`.
+
+    Raises:
+        ValueError: float64, which these kernels do not compute in.
+    """
+    if torch.float64 in (u.dtype, delta.dtype, B.dtype, C.dtype):
+        raise ValueError(f"u: the {backend} backend computes in float32: use backend='chunked' for float64")
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y, last_state, _ = torch.ops.lightm_unet.selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, save, backend
+    )
+    return y, last_state
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    save: bool,
+    backend: str,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y; the last state; if `save`, the state before each tile for `backward` (else empty); each chunk's start.
+
+    Without autograd. Sequences may be views with any strides in batch and length; y is contiguous.
+
+    Args:
+        starts: the chunks' starts from an earlier call with the same arguments, if there was one: it saves the
+            first two phases. The last state is then not computed, but empty.
+    """
+    kernels = kernels_of(backend)
+    u, delta, B, C, z = (_rows(t) for t in (u, delta, B, C, z))
+    A, D, delta_bias, initial_state = (_parameter(t) for t in (A, D, delta_bias, initial_state))
+    batch, length, channels = u.shape
+    states = A.shape[1]
+    chunk, chunks = _chunks(length, kernels.chunks(False, batch, length, channels, states, u.device))
+    last = A.new_empty(batch, channels if starts is None else 0, states)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    saved = A.new_empty(batch, -(-length // TILE) if save else 0, states, channels)
+    gated, gate = z is not None, u if z is None else z
+    with _on(u.device):
+        if starts is None:
+            starts = A.new_empty(batch, chunks, states, channels)
+            sums = A.new_empty(batch, chunks, channels)
+            kernels.chunk_ends(u, delta, u, B, A, delta_bias, starts, sums, chunk, delta_softplus, False, False)
+            kernels.chunk_starts(starts, sums, A, initial_state, last, False)
+        kernels.outputs(u, delta, gate, B, C, A, D, delta_bias, starts, y, saved, chunk, delta_softplus, gated)
+    return y, last, saved, starts
+
+
+def backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    saved: Tensor,
+    dy: Tensor,
+    dlast_state: Tensor | None,
+    backend: str,
+    dz: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Gradients by argument name; those of A, B, C, D, delta_bias and initial_state in fp32. No autograd.
+
+    Args:
+        saved: the states that `forward` saved.
+        dy, dlast_state: the gradients that come in.
+        dz: where the gradient at z goes, a (batch, length, channels) tensor or view; None: a new one.
+    """
+    kernels = kernels_of(backend)
+    u, delta, B, C, z, dy = (_rows(t) for t in (u, delta, B, C, z, dy))
+    A, D, delta_bias, dlast_state = (_parameter(t) for t in (A, D, delta_bias, dlast_state))
+    batch, length, channels = u.shape
+    states = A.shape[1]
+    gated, gate = z is not None, u if z is None else z
+    chunk, chunks = _chunks(length, kernels.chunks(True, batch, length, channels, states, u.device))
+    groups = kernels.groups(channels, states, u.device)
+    carry = A.new_empty(batch, chunks, states, channels)
+    sums = A.new_empty(batch, chunks, channels)
+    dinitial = A.new_empty(batch, channels, states)
+    du, ddelta = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (u, delta))
+    if dz is None:
+        dz = torch.empty(u.shape, dtype=gate.dtype, device=u.device) if gated else du
+    dB, dC = A.new_empty(2, batch, groups, length, states)
+    dA = A.new_empty(batch * chunks, states, channels)
+    dD, dbias = A.new_empty(2, batch * chunks, channels)
+    with _on(u.device):
+        kernels.chunk_ends(dy, delta, gate, C, A, delta_bias, carry, sums, chunk, delta_softplus, gated, True)
+        kernels.chunk_starts(carry, sums, A, dlast_state, dinitial, True)
+        kernels.gradients(
+            u, delta, gate, B, C, A, D, delta_bias, dy, saved, carry, du, ddelta, dz, dB, dC, dA, dD, dbias,
+            chunk, delta_softplus, gated,
+        )  # fmt: skip
+    dB, dC = (t[:, 0] if groups == 1 else t.sum(1) for t in (dB, dC))
+    result = {"u": du, "delta": ddelta, "A": dA.sum(0).t(), "B": dB, "C": dC, "initial_state": dinitial}
+    result |= {"D": dD.sum(0), "delta_bias": dbias.sum(0)}
+    return result | ({"z": dz} if gated else {})
+
+
+def _chunks(length: int, wanted: int) -> tuple[int, int]:
+    """Positions in a chunk, a multiple of TILE, and how many chunks that makes."""
+    wanted = max(1, wanted, -(-length // LONGEST_CHUNK))
+    chunk = -(-length // (wanted * TILE)) * TILE
+    return chunk, -(-length // chunk)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels start on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _rows(x: Tensor | None) -> Any:
+    """x, (batch, length, n), with neighbours in memory along the last axis."""
+    return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _parameter(x: Tensor | None) -> Any:
+    return None if x is None else x.float().contiguous()
+
+
+torch.library.define(
+    "lightm_unet::selective_scan",
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "bool delta_softplus, Tensor? initial_state, bool save, str backend) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "lightm_unet::selective_scan_backward",
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "bool delta_softplus, Tensor saved, Tensor dy, Tensor? dlast_state, str backend) -> Tensor[]",
+)
+
+
+@torch.library.impl("lightm_unet::selective_scan", ("cuda", "cpu"))
+def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return forward(*arguments)[:3]
+
+
+# The arguments that have a gradient, in the order in which lightm_unet::selective_scan_backward returns them.
+_DIFFERENTIABLE = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+@torch.library.impl("lightm_unet::selective_scan_backward", ("cuda", "cpu"))
+def _backward_operator(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    saved: Tensor,
+    dy: Tensor,
+    dlast_state: Tensor | None,
+    backend: str,
+) -> list[Tensor]:
+    gradients = backward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, saved, dy, dlast_state, backend)
+    return [gradients[name].contiguous() if name in gradients else u.new_empty(0) for name in _DIFFERENTIABLE]
+
+
+@torch.library.register_fake("lightm_unet::selective_scan")
+def _fake(u: Tensor, delta: Tensor, A: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, channels = u.shape
+    states, save = A.shape[1], arguments[-2]
+    fp32 = A.new_empty(0, dtype=torch.float32)
+    saved = fp32.new_empty(batch, -(-length // TILE) if save else 0, states, channels)
+    return u.new_empty(u.shape), fp32.new_empty(batch, channels, states), saved
+
+
+@torch.library.register_fake("lightm_unet::selective_scan_backward")
+def _fake_backward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, *arguments: Any
+) -> list[Tensor]:
+    fp32 = A.new_empty(0, dtype=torch.float32)
+    return [
+        u.new_empty(u.shape),
+        delta.new_empty(delta.shape),
+        *(fp32.new_empty(x.shape) for x in (A, B, C)),
+        fp32.new_empty(A.shape[0]),
+        u.new_empty(0) if z is None else z.new_empty(z.shape),
+        fp32.new_empty(A.shape[0]),
+        fp32.new_empty(u.shape[0], *A.shape),
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.delta_softplus, initial_state, _, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, initial_state, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, initial_state, saved = ctx.saved_tensors
+    dy = torch.zeros_like(tensors[0]) if dy is None else dy
+    gradients = torch.ops.lightm_unet.selective_scan_backward(
+        *tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend
+    )
+    *result, dinitial = (
+        None if x is None else gradient.to(x.dtype)
+        for x, gradient in zip((*tensors, initial_state), gradients, strict=True)
+    )
+    return *result, None, dinitial, None, None
+
+
+torch.library.register_autograd("lightm_unet::selective_scan", _differentiate, setup_context=_setup_context)

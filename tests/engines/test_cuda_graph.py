@@ -1,0 +1,76 @@
+"""Recording the training pass: nothing on a CPU, the same training on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+
+from scripts.engines.cuda_graph import RecordCudaGraph
+from scripts.errors import UserError
+from scripts.networks import LightMUNet
+
+SHAPE = (2, 1, 16, 16)
+
+
+def train(device: str, enabled: bool | str, amp: bool = False, network: torch.nn.Module | None = None) -> list[float]:
+    """The losses of five iterations, and of one more after an evaluation of another shape."""
+    torch.manual_seed(0)
+    network = (network or LightMUNet(2, 1, 2, init_filters=8)).to(device)
+    batches = [{"image": torch.randn(SHAPE), "label": torch.randint(2, (2, 1, 16, 16)).float()} for _ in range(6)]
+    losses: list[float] = []
+
+    def loss_function(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(pred.float(), label[:, 0].long())
+        losses.append(loss.item())
+        return loss
+
+    def run(data: list[dict[str, torch.Tensor]]) -> None:
+        SupervisedTrainer(
+            device=torch.device(device),
+            max_epochs=1,
+            train_data_loader=data,
+            network=network,
+            optimizer=torch.optim.SGD(network.parameters(), 0.1),
+            loss_function=loss_function,
+            train_handlers=[RecordCudaGraph(enabled, 1, SHAPE[2:], SHAPE[0])],
+            decollate=False,
+            amp=amp,
+            amp_kwargs={"dtype": torch.bfloat16},
+        ).run()
+
+    run(batches[:5])
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 1, 24, 8, device=device))
+    enabled = False  # recorded already
+    run(batches[5:])
+    return losses
+
+
+@pytest.mark.parametrize("enabled", [True, "false"])
+def test_does_nothing_on_a_cpu(enabled: bool | str) -> None:
+    assert train("cpu", enabled) == train("cpu", False)
+
+
+def test_a_word_that_is_no_flag() -> None:
+    with pytest.raises(UserError, match="cuda_graph must be true or false, not 'perhaps'"):
+        RecordCudaGraph("perhaps", 1, (16, 16), 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("amp", [False, True])
+def test_trains_as_without(amp: bool) -> None:
+    eager, recorded = train("cuda", False, amp), train("cuda", True, amp)
+    assert recorded == pytest.approx(eager, rel=1e-2 if amp else 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_cannot_be_recorded_is_said() -> None:
+    class Reads(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1 + float(self.weight.sum()) * 0)  # waits for the GPU
+
+    with pytest.raises(UserError, match=r"cuda_graph: the network cannot be recorded \(.*--cuda_graph false"):
+        train("cuda", True, network=Reads(1, 2, 1))
