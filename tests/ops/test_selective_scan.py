@@ -298,8 +298,9 @@ def test_wrong_number_of_dimensions() -> None:
 
 
 def test_empty_sequence_integers_and_mixed_devices() -> None:
-    with pytest.raises(ValueError, match="length of at least 1"):
-        selective_scan(**make_inputs(length=0))
+    for size in ("batch", "length", "channels"):
+        with pytest.raises(ValueError, match=r"^u: expected a length of at least 1, and a batch and channels"):
+            selective_scan(**make_inputs(**{size: 0}))
     inputs = make_inputs()
     with pytest.raises(ValueError, match=r"^u: expected a floating point dtype, got torch.int64"):
         selective_scan(**{**inputs, "u": inputs["u"].long()})

@@ -107,7 +107,7 @@ def selective_scan(
         (batch, channels, state) in fp32 (fp64 if u is fp64).
 
     Raises:
-        ValueError: a shape does not fit, the length is 0, or u is not floating point; it names the argument.
+        ValueError: a shape does not fit, there are no elements, or u is not floating point; it names the argument.
         ValueError: the tensors are not all on one device.
         BackendError: `backend` is unknown or cannot run on u's device.
     """
@@ -135,8 +135,8 @@ def _check(
         raise ValueError(f"A: expected shape (channels, state), got {tuple(A.shape)}")
     batch, length, channels = u.shape
     state = A.shape[1]
-    if length == 0:
-        raise ValueError(f"u: expected a length of at least 1, got shape {tuple(u.shape)}")
+    if 0 in u.shape:
+        raise ValueError(f"u: expected a length of at least 1, and a batch and channels, got shape {tuple(u.shape)}")
     if not u.is_floating_point():
         raise ValueError(f"u: expected a floating point dtype, got {u.dtype}")
     expected = {

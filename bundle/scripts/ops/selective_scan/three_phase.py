@@ -174,7 +174,8 @@ def backward(
     du, ddelta = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (u, delta))
     if dz is None:
         dz = torch.empty(u.shape, dtype=gate.dtype, device=u.device) if gated else du
-    dB, dC = A.new_empty(2, batch, groups, length, states)
+    # Two tensors, not halves of one: what an operator returns must not share memory.
+    dB, dC = (A.new_empty(batch, groups, length, states) for _ in range(2))
     dA = A.new_empty(batch * chunks, states, channels)
     dD, dbias = A.new_empty(2, batch * chunks, channels)
     with _on(u.device):
