@@ -16,8 +16,30 @@ def report(content: dict[str, Any]) -> str:
     parts = [f"{head}. Two figures in a cell: forward / forward + backward; of errors: largest / root mean square."]
     for shape, dtype in dict.fromkeys((row["shape"], row["dtype"]) for row in rows):
         group = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]
-        parts.append(f"**{' x '.join(f'{int(n):,}' for n in shape.split('x'))}, {dtype}**\n\n{shape_table(group)}")
+        parts.append(f"**{_title(shape)}, {dtype}**\n\n{shape_table(group)}")
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        parts += _summary([row for row in rows if row["dtype"] == dtype], dtype)
     return "\n\n".join(parts)
+
+
+def _title(shape: str) -> str:
+    return " x ".join(f"{int(n):,}" for n in shape.split("x"))
+
+
+def _summary(rows: list[Row], dtype: str) -> list[str]:
+    """All shapes in one table: how many times as fast as the baseline each backend is. Empty without a baseline."""
+    baselines = {row["shape"]: row for row in reversed(rows) if row["backend"] in (RAW, MAMBAPY) and measured(row)}
+    names = list(dict.fromkeys(row["backend"] for row in rows if row["backend"] not in (RAW, MAMBAPY)))
+    if not baselines:
+        return []
+    lines = []
+    for shape, baseline in reversed(baselines.items()):
+        found = {row["backend"]: row for row in rows if row["shape"] == shape}
+        cells = [_pair([ratio(baseline, found.get(name, {}), mode) for mode in MODES], ".2f") for name in names]
+        lines.append([_title(shape), *cells])
+    name = next(iter(baselines.values()))["backend"]
+    table = markdown_table([dtype, *(LABELS.get(n, n) for n in names)], lines)
+    return [f"**Times as fast as {name}, forward / forward + backward**\n\n{table}"]
 
 
 HEADERS = (

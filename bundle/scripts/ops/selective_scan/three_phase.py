@@ -12,7 +12,7 @@ tile; `outputs` saves these, (length / TILE) x channels x states. All sums have 
 the same bits.
 
 The kernels are the backends' (`cuda_gpu.py`, `triton_gpu.py`). This file holds what they share: the memory, the
-order of the launches, and the operator of torch, lightm_unet::selective_scan, that autograd, torch.compile and
+order of the launches, the autograd function, and the operator lightm_unet::selective_scan that torch.compile and
 torch.export see.
 """
 
@@ -24,6 +24,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Positions in a tile: what a thread holds of a chunk.
 TILE = 8
@@ -88,9 +89,10 @@ def scan(
         raise ValueError(f"u: the {backend} backend computes in float32: use backend='chunked' for float64")
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, last_state, _ = torch.ops.lightm_unet.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, save, backend
-    )
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, save, backend)
+    # Outside compilers the way through the operator would only cost time, more than a short scan takes.
+    call = torch.ops.lightm_unet.selective_scan if torch.compiler.is_compiling() else _Scan.apply
+    y, last_state, _ = call(*arguments)
     return y, last_state
 
 
@@ -200,7 +202,10 @@ def _chunks(length: int, wanted: int) -> tuple[int, int]:
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Kernels start on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    # To switch to the device that is current already would cost more than to ask.
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()
 
 
 def _rows(x: Tensor | None) -> Any:
@@ -224,7 +229,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("lightm_unet::selective_scan", ("cuda", "cpu"))
 def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return forward(*arguments)[:3]
 
@@ -233,7 +237,6 @@ def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 _DIFFERENTIABLE = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
-@torch.library.impl("lightm_unet::selective_scan_backward", ("cuda", "cpu"))
 def _backward_operator(
     u: Tensor,
     delta: Tensor,
@@ -289,9 +292,8 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     *tensors, initial_state, saved = ctx.saved_tensors
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    gradients = torch.ops.lightm_unet.selective_scan_backward(
-        *tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend
-    )
+    call = torch.ops.lightm_unet.selective_scan_backward if torch.compiler.is_compiling() else _backward_operator
+    gradients = call(*tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend)
     *result, dinitial = (
         None if x is None else gradient.to(x.dtype)
         for x, gradient in zip((*tensors, initial_state), gradients, strict=True)
@@ -299,4 +301,23 @@ def _differentiate(
     return *result, None, dinitial, None, None
 
 
+# Not as decorators: these give None back.
+torch.library.impl("lightm_unet::selective_scan", ("cuda", "cpu"))(_forward_operator)
+torch.library.impl("lightm_unet::selective_scan_backward", ("cuda", "cpu"))(_backward_operator)
 torch.library.register_autograd("lightm_unet::selective_scan", _differentiate, setup_context=_setup_context)
+
+
+class _Scan(torch.autograd.Function):
+    """lightm_unet::selective_scan for eager execution."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward_operator(*arguments)
+        _setup_context(ctx, arguments, output)
+        ctx.mark_non_differentiable(output[2])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *gradients)
