@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan
 from torch import Tensor
 
-from scripts.ops.selective_scan import BackendError, backend_report, choose_backend, chunked, selective_scan
+from scripts.ops.selective_scan import (
+    BackendError,
+    backend_report,
+    choose_backend,
+    chunked,
+    cuda_gpu,
+    selective_scan,
+)
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "selective_scan.npz"
 # "triton" computes in float32 only, and on a CPU in an interpreter: it has tests of its own, test_triton_gpu.py.
@@ -341,3 +348,9 @@ def test_on_the_gpu(backend: str, batch: int, length: int, channels: int) -> Non
     for name, actual in first.items():
         assert_close(actual.cpu(), expected_gradients[name], 1e-4, name)
         assert torch.equal(actual, again[name])
+
+
+def test_auto_heeds_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_gpu, "unavailable", lambda device: None)
+    assert choose_backend("cpu") == "cuda"
+    assert choose_backend("cpu", dtype=torch.float64) == ON_CPU[0]

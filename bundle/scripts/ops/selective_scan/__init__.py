@@ -26,6 +26,7 @@ _BACKENDS = {
     "naive": naive,
     "mamba_ssm": mamba_ssm,
 }
+_NO_FLOAT64 = ("cuda", "triton")
 
 
 class BackendError(RuntimeError):
@@ -39,17 +40,17 @@ def backend_report(device: torch.device | str) -> dict[str, str | None]:
 
 # torch.compile cannot look into it (the search for NVRTC, say), and need not.
 @torch.compiler.assume_constant_result
-def choose_backend(device: torch.device | str, backend: str = "auto") -> str:
+def choose_backend(device: torch.device | str, backend: str = "auto", dtype: torch.dtype = torch.float32) -> str:
     """The name of the backend that runs on `device` when the caller asks for `backend`.
 
-    "auto" is the first backend in the order of `backend_report` that can run; never Triton's interpreter (the
-    "triton" backend on a CPU), which is for tests.
+    "auto" is the first backend in the order of `backend_report` that can run and computes in `dtype`; never
+    Triton's interpreter (the "triton" backend on a CPU), which is for tests.
 
     Raises:
         BackendError: `backend` is unknown or cannot run on `device`.
     """
     if backend == "auto":
-        return next(name for name in _BACKENDS if _automatic(name, torch.device(device)))
+        return next(name for name in _BACKENDS if _automatic(name, torch.device(device), dtype))
     if backend not in _BACKENDS:
         raise BackendError(f"unknown selective scan backend {backend!r}: choose 'auto' or one of {list(_BACKENDS)}")
     reason = _BACKENDS[backend].unavailable(torch.device(device))
@@ -58,10 +59,11 @@ def choose_backend(device: torch.device | str, backend: str = "auto") -> str:
     return backend
 
 
-def _automatic(name: str, device: torch.device) -> bool:
+def _automatic(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether "auto" may take a backend."""
-    in_interpreter = name == "triton" and device.type == "cpu"
-    return not in_interpreter and _BACKENDS[name].unavailable(device) is None
+    if (name in _NO_FLOAT64 and dtype == torch.float64) or (name == "triton" and device.type == "cpu"):
+        return False
+    return _BACKENDS[name].unavailable(device) is None
 
 
 def selective_scan(
@@ -100,7 +102,7 @@ def selective_scan(
         delta_softplus: whether softplus is applied to delta (after the bias).
         initial_state: state before the first step, (batch, channels, state); None: zero.
         return_last_state: whether the state after the last step is returned too.
-        backend: "auto", or a name in `backend_report`.
+        backend: "auto", or a name in `backend_report`; asked for by name, "cuda" and "triton" refuse fp64.
 
     Returns:
         y, (batch, length, channels) in u's dtype; with `return_last_state` the pair of y and the last state,
@@ -112,7 +114,7 @@ def selective_scan(
         BackendError: `backend` is unknown or cannot run on u's device.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    chosen = _BACKENDS[choose_backend(u.device, backend)]
+    chosen = _BACKENDS[choose_backend(u.device, backend, u.dtype)]
     with _without_autocast(u.device):
         y, last_state = chosen.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     return (y, last_state) if return_last_state else y
