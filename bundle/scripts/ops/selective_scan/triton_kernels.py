@@ -205,7 +205,8 @@ def outputs(
         B_t = _load(B, t[:, None] * B_time + n[None, :], row_mask)
         C_t = _load(C, t[:, None] * C_time + n[None, :], row_mask)
         if SAVE:
-            tl.store(saved + state_offset, tl.sum(h, 0), mask=state_mask)
+            # h + 0.0: Triton 3.0 crashes while it compiles the sum of what the loop carries.
+            tl.store(saved + state_offset, tl.sum(h + 0.0, 0), mask=state_mask)
             saved += channels * states
         decay = tl.exp2(step[:, None, :] * decay_rate[None, :, :])
         all_h = (step * x)[:, None, :] * B_t[:, :, None]
