@@ -1,1 +1,1 @@
-"""Operators: one package an operator, its plain specification and its faster forms side by side."""
+"""Operators: packages that hold a plain specification and its faster forms side by side."""

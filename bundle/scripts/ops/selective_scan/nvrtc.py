@@ -76,8 +76,7 @@ def compile_kernels(
     binary = _compile(Path(__file__).with_name(file), options)
     driver = _driver()
     with torch.cuda.device(device):
-        torch.cuda.current_stream()  # makes torch's context current
-        torch.empty(1, device=device)
+        torch.empty(1, device=device)  # makes torch's context current, into which the module is loaded
         module = ctypes.c_void_p()
         _check(driver.cuModuleLoadData(ctypes.byref(module), binary))
         kernels = {}

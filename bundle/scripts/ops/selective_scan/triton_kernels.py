@@ -1,4 +1,5 @@
-"""The Triton kernels of the selective scan; `triton_gpu.py` launches them and says how they fit together.
+"""The Triton kernels of the selective scan; `triton_gpu.py` launches them, `three_phase.py` says how they
+fit together.
 
 A program is one warp. It walks over tiles of STEPS positions x BLOCK channels x all states: Triton's default
 layout then keeps the positions in each thread's registers and spreads channels and states over the lanes, so
