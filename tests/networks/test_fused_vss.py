@@ -206,12 +206,16 @@ def test_depthwise_separable(spatial: tuple[int, ...], channels: int, kernel_siz
 
 
 @IMAGES
-def test_max_pool(spatial: tuple[int, ...]) -> None:
-    pool = (nn.MaxPool2d if len(spatial) == 2 else nn.MaxPool3d)(2)
-    check_step(channels_last.max_pool, pool, normal(2, 3, *spatial))
+@pytest.mark.parametrize("thin_axis", [None, 0, -1])
+def test_max_pool(spatial: tuple[int, ...], thin_axis: int | None) -> None:
+    stride = [2] * len(spatial)
+    if thin_axis is not None:
+        stride[thin_axis] = 1
+    pool = (nn.MaxPool2d if len(spatial) == 2 else nn.MaxPool3d)(tuple(stride))
+    check_step(lambda x: channels_last.max_pool(x, stride), pool, normal(2, 3, *spatial))
     x = channels_last.to_channels_last(normal(2, 3, *spatial))
     x[0, 1, 0, 1] = float("nan")
-    assert torch.equal(channels_last.max_pool(x).isnan(), pool(x).isnan())
+    assert torch.equal(channels_last.max_pool(x, stride).isnan(), pool(x).isnan())
 
 
 # --- whole networks on a GPU ---

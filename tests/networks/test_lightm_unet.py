@@ -177,6 +177,9 @@ def test_unsuitable_input_is_refused(shape: tuple[int, ...], message: str) -> No
     [
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
         ({"blocks_up": (1, 1)}, "one entry fewer"),
+        ({"strides": [(2, 2), (2, 2)]}, "3 entries of 2 numbers"),
+        ({"strides": [(2, 2), (2, 4), (2, 2)]}, "each 1 or 2"),
+        ({"strides": [(2, 1), (2, 2), (2, 2)], "upsample_mode": "pixelshuffle"}, "pixelshuffle"),
     ],
 )
 def test_unsuitable_arguments_are_refused(arguments: dict, message: str) -> None:
@@ -187,6 +190,28 @@ def test_unsuitable_arguments_are_refused(arguments: dict, message: str) -> None
 def test_other_depths_and_dropout() -> None:
     net = LightMUNet(2, 1, 2, 8, blocks_down=(1, 1), blocks_up=(2,), dropout_prob=0.5, upsample_mode="deconv")
     assert net(torch.rand(2, 1, 6, 10)).shape == (2, 2, 6, 10)
+
+
+def test_strides_leave_a_thin_axis_alone() -> None:
+    net = LightMUNet(3, 1, 2, 8, strides=[(2, 2, 1), (2, 2, 1), (2, 2, 2)])
+    assert net.size_multiples == (8, 8, 2)
+    sizes = []
+    for stage in net.encoder:
+        stage.register_forward_hook(lambda _module, _input, output: sizes.append(tuple(output.shape[2:])))
+    assert net(torch.rand(1, 1, 16, 24, 6)).shape == (1, 2, 16, 24, 6)
+    assert sizes == [(16, 24, 6), (8, 12, 6), (4, 6, 6), (2, 3, 3)]
+    with pytest.raises(ValueError, match=r"multiple of \(8, 8, 2\), but got \(16, 16, 3\)"):
+        net(torch.zeros(1, 1, 16, 16, 3))
+
+
+def test_strides_of_two_are_the_default() -> None:
+    torch.manual_seed(0)
+    default = LightMUNet(2, 1, 2, 8)
+    torch.manual_seed(0)
+    spelled_out = LightMUNet(2, 1, 2, 8, strides=[(2, 2)] * 3)
+    x = torch.rand(1, 1, 16, 16)
+    assert default.size_multiples == (8, 8)
+    assert torch.equal(default(x), spelled_out(x))
 
 
 def test_step_sizes_start_between_their_bounds() -> None:

@@ -6,6 +6,8 @@ neighbours in memory, and computes what the module would, without going back to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -46,12 +48,15 @@ def depthwise_separable(block: nn.Sequential, x: Tensor) -> Tensor:
     return pointwise(conv, depthwise_conv(x.movedim(1, -1), depthwise.weight).movedim(-1, 1))
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """The largest of each 2 x 2 (x 2) neighbours."""
+def max_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The largest of each block of ``stride`` neighbours; 1 or 2 along the first axis in 3D."""
     if x.dim() == 4:
-        return F.max_pool2d(x, 2)
+        return F.max_pool2d(x, tuple(stride))
     # PyTorch's 3D pooling copies to channels-first: pool the planes, then pairs of planes.
     batch, channels, depth, height, width = x.shape
     planes = x.movedim(2, 1).reshape(batch * depth, channels, height, width)
-    planes = F.max_pool2d(planes, 2).unflatten(0, (batch, depth // 2, 2))
+    planes = F.max_pool2d(planes, tuple(stride[1:]))
+    if stride[0] == 1:
+        return planes.unflatten(0, (batch, depth)).movedim(1, 2)
+    planes = planes.unflatten(0, (batch, depth // 2, 2))
     return torch.maximum(planes[:, :, 0], planes[:, :, 1]).movedim(1, 2)

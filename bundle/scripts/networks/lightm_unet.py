@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,14 +41,16 @@ class LightMUNet(nn.Module):
         norm, act: MONAI names of the normalisation and activation, with their arguments.
         dropout_prob: probability of channel dropout after the stem, or None.
         upsample_mode: MONAI's :class:`~monai.utils.UpsampleMode`; the paper's is "nontrainable" (linear).
+        strides: for each step from one encoder stage to the next, how far it pools along each spatial axis, 1 or 2;
+            None pools every axis by 2 (the paper). A thin axis of anisotropic volumes is better left alone.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
-    Input (batch, in_channels, *spatial), float; every spatial size a multiple of ``2 ** (stages - 1)``,
-    8 by default. Output (batch, out_channels, *spatial), logits.
+    Input (batch, in_channels, *spatial), float; every spatial size a multiple of the product of its axis'
+    strides (``size_multiples``), 8 by default. Output (batch, out_channels, *spatial), logits.
 
     Raises:
-        ValueError: spatial_dims is not 2 or 3, the blocks do not fit together, or (in ``forward``) the
+        ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, or (in ``forward``) the
             input's number of dimensions, channels or its size does not suit the network.
     """
 
@@ -63,6 +66,7 @@ class LightMUNet(nn.Module):
         act: tuple | str = ("RELU", {"inplace": True}),
         dropout_prob: float | None = None,
         upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,
+        strides: Sequence[Sequence[int]] | None = None,
         use_checkpoint: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -76,18 +80,23 @@ class LightMUNet(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.backend = backend
-        self.size_multiple = 2 ** (len(blocks_down) - 1)
+        strides = _check_strides(strides, spatial_dims, len(blocks_down) - 1)
+        if UpsampleMode(upsample_mode) == UpsampleMode.PIXELSHUFFLE and any(len(set(s)) > 1 for s in strides):
+            raise ValueError("upsample_mode 'pixelshuffle' needs strides that are the same along every axis")
+        self.size_multiples = tuple(math.prod(s[axis] for s in strides) for axis in range(spatial_dims))
         widths = [init_filters * 2**i for i in range(len(blocks_down))]
 
         self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, widths[max(i - 1, 0)], width, blocks, norm, act, backend, use_checkpoint)
-            for i, (width, blocks) in enumerate(zip(widths, blocks_down, strict=True))
+            EncoderStage(spatial_dims, before, width, blocks, stride, norm, act, backend, use_checkpoint)
+            for before, width, blocks, stride in zip(
+                [init_filters, *widths[:-1]], widths, blocks_down, [None, *strides], strict=True
+            )
         )
         self.decoder = nn.ModuleList(
-            DecoderStage(spatial_dims, width, blocks, norm, act, upsample_mode)
-            for width, blocks in zip(reversed(widths[1:]), blocks_up, strict=True)
+            DecoderStage(spatial_dims, width, blocks, stride, norm, act, upsample_mode)
+            for width, blocks, stride in zip(reversed(widths[1:]), blocks_up, reversed(strides), strict=True)
         )
         self.head = nn.Sequential(
             get_norm_layer(norm, spatial_dims, init_filters),
@@ -133,15 +142,17 @@ class LightMUNet(nn.Module):
             )
         if x.shape[1] != self.in_channels:
             raise ValueError(f"LightMUNet takes {self.in_channels} input channel(s), but got {x.shape[1]}")
-        if any(size % self.size_multiple for size in x.shape[2:]):
+        if any(size % multiple for size, multiple in zip(x.shape[2:], self.size_multiples, strict=True)):
+            multiples = sorted(set(self.size_multiples))
+            expected = multiples[0] if len(multiples) == 1 else self.size_multiples
             raise ValueError(
-                f"LightMUNet needs every spatial size to be a multiple of {self.size_multiple}, but got "
+                f"LightMUNet needs every spatial size to be a multiple of {expected}, but got "
                 f"{tuple(x.shape[2:])}: pad the image or choose another patch size"
             )
 
 
 class EncoderStage(nn.Module):
-    """(VSS layer to the new width, max-pool by 2) unless it is the first, then residual VSS blocks."""
+    """A VSS layer to the new width and a max-pool by ``stride`` (neither in the first stage), then residual blocks."""
 
     def __init__(
         self,
@@ -149,6 +160,7 @@ class EncoderStage(nn.Module):
         in_channels: int,
         out_channels: int,
         blocks: int,
+        stride: tuple[int, ...] | None,
         norm: tuple | str,
         act: tuple | str,
         backend: str,
@@ -157,8 +169,8 @@ class EncoderStage(nn.Module):
         super().__init__()
         self.use_checkpoint = use_checkpoint
         self.downsample = nn.Identity()
-        if in_channels != out_channels:
-            pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=2)
+        if stride:
+            pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride)
             self.downsample = nn.Sequential(VSSLayer(in_channels, out_channels, backend), pool)
         self.blocks = nn.ModuleList(
             ResidualVSSBlock(spatial_dims, out_channels, norm, act, backend) for _ in range(blocks)
@@ -175,7 +187,8 @@ class EncoderStage(nn.Module):
     def _downsample(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
         if not fused or isinstance(self.downsample, nn.Identity):
             return self.downsample(x)
-        return channels_last.max_pool(self.downsample[0](x))
+        layer, pool = self.downsample
+        return channels_last.max_pool(layer(x), pool.kernel_size)
 
 
 class ResidualVSSBlock(nn.Module):
@@ -195,13 +208,14 @@ class ResidualVSSBlock(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Halve the width, upsample by 2, add the encoder's feature map, then residual convolution blocks."""
+    """Halve the width, upsample by ``stride``, add the encoder's feature map, then residual convolution blocks."""
 
     def __init__(
         self,
         spatial_dims: int,
         in_channels: int,
         blocks: int,
+        stride: tuple[int, ...],
         norm: tuple | str,
         act: tuple | str,
         upsample_mode: UpsampleMode | str,
@@ -209,7 +223,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         width = in_channels // 2
         self.reduce = _convolution(spatial_dims, in_channels, width, kernel_size=1)
-        self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode=upsample_mode)
+        self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode, scale_factor=stride)
         self.blocks = nn.Sequential(*(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks)))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, fused: bool = False) -> torch.Tensor:
@@ -234,6 +248,20 @@ class ResidualConvBlock(nn.Module):
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
         y = _separable(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
         return _norm_act(self.norm2, self.act, y, fused)
+
+
+def _check_strides(
+    strides: Sequence[Sequence[int]] | None, spatial_dims: int, count: int
+) -> tuple[tuple[int, ...], ...]:
+    if strides is None:
+        return ((2,) * spatial_dims,) * count
+    checked = tuple(tuple(stride) for stride in strides)
+    if len(checked) != count or any(len(s) != spatial_dims or not set(s) <= {1, 2} for s in checked):
+        raise ValueError(
+            f"strides needs {count} entries of {spatial_dims} numbers, each 1 or 2, one entry for each step between "
+            f"encoder stages, not {strides}"
+        )
+    return checked
 
 
 def _norm_act(norm: nn.Module, act: nn.Module, x: torch.Tensor, fused: bool) -> torch.Tensor:
