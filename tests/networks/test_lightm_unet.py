@@ -177,6 +177,7 @@ def test_unsuitable_input_is_refused(shape: tuple[int, ...], message: str) -> No
     [
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
         ({"blocks_up": (1, 1)}, "one entry fewer"),
+        ({"scan_order": "spiral"}, "scan_order must be one of raster, alternating, axes, not 'spiral'"),
         ({"strides": [(2, 2), (2, 2)]}, "3 entries of 2 numbers"),
         ({"strides": [(2, 2), (2, 4), (2, 2)]}, "each 1 or 2"),
         ({"strides": [(2, 1), (2, 2), (2, 2)], "upsample_mode": "pixelshuffle"}, "pixelshuffle"),

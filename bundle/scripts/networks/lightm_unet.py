@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from . import channels_last
 from .fused_vss import can_fuse
 from .reference_weights import from_reference
+from .scan_order import scan_paths
 from .streaming import can_stream
 from .vss import VSSLayer
 
@@ -43,6 +44,8 @@ class LightMUNet(nn.Module):
         upsample_mode: MONAI's :class:`~monai.utils.UpsampleMode`; the paper's is "nontrainable" (linear).
         strides: for each step from one encoder stage to the next, how far it pools along each spatial axis, 1 or 2;
             None pools every axis by 2 (the paper). A thin axis of anisotropic volumes is better left alone.
+        scan_order: in which order the VSS layers read the voxels, see :func:`.scan_order.scan_paths`; the paper's is
+            "raster". It changes no parameter's shape, so weights load, but only fit the order they were trained with.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
@@ -67,6 +70,7 @@ class LightMUNet(nn.Module):
         dropout_prob: float | None = None,
         upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,
         strides: Sequence[Sequence[int]] | None = None,
+        scan_order: str = "raster",
         use_checkpoint: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -86,10 +90,12 @@ class LightMUNet(nn.Module):
         self.size_multiples = tuple(math.prod(s[axis] for s in strides) for axis in range(spatial_dims))
         widths = [init_filters * 2**i for i in range(len(blocks_down))]
 
+        make_vss = _vss_layers(scan_order, backend)
+
         self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, before, width, blocks, stride, norm, act, backend, use_checkpoint)
+            EncoderStage(spatial_dims, before, width, blocks, stride, norm, act, make_vss, use_checkpoint)
             for before, width, blocks, stride in zip(
                 [init_filters, *widths[:-1]], widths, blocks_down, [None, *strides], strict=True
             )
@@ -163,7 +169,7 @@ class EncoderStage(nn.Module):
         stride: tuple[int, ...] | None,
         norm: tuple | str,
         act: tuple | str,
-        backend: str,
+        make_vss: Callable[[int, int], VSSLayer],
         use_checkpoint: bool,
     ) -> None:
         super().__init__()
@@ -171,9 +177,9 @@ class EncoderStage(nn.Module):
         self.downsample = nn.Identity()
         if stride:
             pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride)
-            self.downsample = nn.Sequential(VSSLayer(in_channels, out_channels, backend), pool)
+            self.downsample = nn.Sequential(make_vss(in_channels, out_channels), pool)
         self.blocks = nn.ModuleList(
-            ResidualVSSBlock(spatial_dims, out_channels, norm, act, backend) for _ in range(blocks)
+            ResidualVSSBlock(spatial_dims, out_channels, norm, act, make_vss) for _ in range(blocks)
         )
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
@@ -194,13 +200,20 @@ class EncoderStage(nn.Module):
 class ResidualVSSBlock(nn.Module):
     """norm, act, VSS, norm, act, VSS, plus the input."""
 
-    def __init__(self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str, backend: str) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        norm: tuple | str,
+        act: tuple | str,
+        make_vss: Callable[[int, int], VSSLayer],
+    ) -> None:
         super().__init__()
         self.norm1 = get_norm_layer(norm, spatial_dims, channels)
         self.act = get_act_layer(act)
-        self.vss1 = VSSLayer(channels, channels, backend)
+        self.vss1 = make_vss(channels, channels)
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
-        self.vss2 = VSSLayer(channels, channels, backend)
+        self.vss2 = make_vss(channels, channels)
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
         y = self.vss1(_norm_act(self.norm1, self.act, x, fused))
@@ -248,6 +261,12 @@ class ResidualConvBlock(nn.Module):
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
         y = _separable(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
         return _norm_act(self.norm2, self.act, y, fused)
+
+
+def _vss_layers(scan_order: str, backend: str) -> Callable[[int, int], VSSLayer]:
+    """Makes one VSS layer after another, each with the next path of the scan order."""
+    paths = scan_paths(scan_order)
+    return lambda in_channels, out_channels: VSSLayer(in_channels, out_channels, backend, next(paths))
 
 
 def _check_strides(

@@ -9,7 +9,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..ops.selective_scan import selective_scan
+from .channels_last import to_channels_last
 from .fused_vss import can_fuse, fused_vss_layer
+from .scan_order import RASTER, ScanPath
 from .streaming import can_stream, stream_vss_layer
 
 __all__ = ["Mamba", "VSSLayer"]
@@ -80,24 +82,31 @@ class Mamba(nn.Module):
 class VSSLayer(nn.Module):
     """LN -> Mamba, plus a scaled skip, LN -> Linear (LightM-UNet, arXiv 2403.05246, figure 3).
 
-    Both LayerNorms are one and the same module, as in the authors' code. The image is read as a sequence
-    in raster order.
+    Both LayerNorms are one and the same module, as in the authors' code.
 
     Args:
         in_channels, out_channels: widths before and after the closing linear projection.
         backend: selective-scan backend.
+        path: the order in which the image is read as a sequence; the paper's is raster order.
 
     Input (batch, in_channels, *spatial), output (batch, out_channels, *spatial).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, backend: str = "auto") -> None:
+    def __init__(self, in_channels: int, out_channels: int, backend: str = "auto", path: ScanPath = RASTER) -> None:
         super().__init__()
+        self.path = path
         self.norm = nn.LayerNorm(in_channels)
         self.mamba = Mamba(in_channels, backend=backend)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.proj = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.path == RASTER:
+            return self._in_raster_order(x)
+        x = to_channels_last(self.path.lay_out(x))
+        return to_channels_last(self.path.undo(self._in_raster_order(x)))
+
+    def _in_raster_order(self, x: torch.Tensor) -> torch.Tensor:
         if can_fuse(x, self.mamba.backend):
             tokens = fused_vss_layer(self, x.flatten(2).transpose(1, 2))
             return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
