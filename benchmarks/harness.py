@@ -40,6 +40,7 @@ __all__ = [
     "peak_in_fresh_process",
     "peak_on_gpu",
     "peak_resident",
+    "record",
     "run_steps",
     "synchronize",
 ]
@@ -249,6 +250,24 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int 
     events[1].record()
     torch.cuda.synchronize(device)
     return events[0].elapsed_time(events[1]) / repeats
+
+
+def record(call: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+    """The call as one CUDA graph: a replay takes the GPU's time, however slow the host is.
+
+    The graph does not keep alive what the call reads.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what a first call allocates or compiles cannot be recorded
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    return graph
 
 
 def repeats_for(call: Callable[[], object], device: torch.device) -> int:

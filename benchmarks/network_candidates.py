@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from harness import record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
@@ -198,26 +200,13 @@ class Trial:
         elif mode in self._graphs:
             self._graphs[mode].replay()
         else:
-            self._graphs[mode] = self._record(mode)
+            self._graphs[mode] = record(partial(self._pass, mode), self.device)
 
     def _pass(self, mode: str) -> None:
         if mode == "train":
             self._train_step()
         else:
             self._forward()
-
-    def _record(self, mode: str) -> torch.cuda.CUDAGraph:
-        with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # what a first call allocates or compiles cannot be recorded
-                for _ in range(3):
-                    self._pass(mode)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._pass(mode)
-        return graph
 
     def ready(self, mode: str) -> None:
         """Switch to the mode, and let the allocator and the caches see it once, untimed."""

@@ -60,7 +60,8 @@ def _where(content: dict[str, Any]) -> str:
     batch, _, channels, state = sweep["shape"].split("x")
     environment = content["environment"]
     device = environment["device"] if environment["cuda"] else f"CPU, {environment['threads']} threads"
-    return f"{device}, {sweep['dtype']}, batch {batch}, {channels} channels, state {state}"
+    graphs = ", as CUDA graphs" if content["settings"].get("cuda_graph") else ""
+    return f"{device}, {sweep['dtype']}, batch {batch}, {channels} channels, state {state}{graphs}"
 
 
 def _curves(content: dict[str, Any]) -> dict[str, dict[str, Curve]]:

@@ -12,7 +12,9 @@ from scan_candidates import MAMBAPY, MODES, RAW
 def report(content: dict[str, Any]) -> str:
     """The tables of one run, from what its JSON file holds."""
     rows = [row for row in content["rows"] if row["kind"] == "table"]
-    head = f"{environment_line(content['environment'])}; medians of {content['settings']['rounds']} rounds"
+    settings = content["settings"]
+    graphs = "; each call replayed as a CUDA graph" if settings.get("cuda_graph") else ""
+    head = f"{environment_line(content['environment'])}{graphs}; medians of {settings['rounds']} rounds"
     parts = [f"{head}. Two figures in a cell: forward / forward + backward; of errors: largest / root mean square."]
     for shape, dtype in dict.fromkeys((row["shape"], row["dtype"]) for row in rows):
         group = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]

@@ -2,6 +2,7 @@
 
     python benchmarks/selective_scan.py                                    # small shapes on two CPU threads
     python benchmarks/selective_scan.py --device cuda --dtype float32 bfloat16 --json FILE.json --plot FILE.png
+    python benchmarks/selective_scan.py --device cuda --cuda-graph --json FILE.json   # without the host
     python benchmarks/selective_scan.py --from-json FILE.json [FILE.json ...] [--plot FILE.png]
 
 Candidates are the backends that can run on the device and, where installed, two baselines: mamba-ssm's own
@@ -10,7 +11,8 @@ discretisation and the contraction with C that its Mamba block puts around it. E
 softplus(delta + bias), the scan, the skip connection and the gate; backward gives the gradient of every input.
 
 A shape is batch x length x channels x state. Times are medians over rounds in which the candidates take turns;
-GPU calls run back to back. GB/s counts each input read once and each output written once. Memory is what a run
+GPU calls run back to back; --cuda-graph replays each as a CUDA graph, since else a short scan takes the time that the
+host needs to start its kernels. GB/s counts each input read once and each output written once. Memory is what a run
 needs beyond its inputs: the allocator's peak on a GPU; on a CPU that of a fresh process (Linux). Errors are
 against the chunked backend in float64 on the same inputs, rounded to the dtype before: the largest and the
 root mean square, relative to the largest and the rms true value; of the gradients the worst one counts.
@@ -23,7 +25,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import (
@@ -37,6 +39,7 @@ from harness import (
     peak_in_fresh_process,
     peak_on_gpu,
     peak_resident,
+    record,
     run_steps,
     synchronize,
 )
@@ -93,6 +96,16 @@ def candidate_names(args: argparse.Namespace, dtype: torch.dtype) -> list[str]:
     return names + sorted(set(args.backends or ()) - set(names))
 
 
+class Replay(NamedTuple):
+    """A recorded call; the graph reads the candidate's tensors and does not keep them alive itself."""
+
+    candidate: Candidate
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 class Run:
     """One run of the benchmark: what it was asked, the time it has, where its rows go."""
 
@@ -100,7 +113,8 @@ class Run:
         self.args = args
         self.device: torch.device = args.device
         self.budget = Budget(args.budget_s)
-        self.results = Results(args.json, "selective_scan", args.device, {"rounds": args.rounds}, args.resume)
+        settings = {"rounds": args.rounds, "cuda_graph": args.cuda_graph}
+        self.results = Results(args.json, "selective_scan", args.device, settings, args.resume)
 
     def table(self, shape: Shape, dtype: torch.dtype) -> None:
         """All figures of one shape."""
@@ -112,9 +126,7 @@ class Run:
             row = self._row("table", name, shape, dtype)
             for mode in modes:
                 row.setdefault("bytes", {})[mode] = minimal_bytes(inputs, mode)
-            candidate = self._prepared(row, name, inputs, modes, truth)
-            if candidate is not None:
-                turns += [(row, mode, getattr(candidate, mode)) for mode in modes]
+            turns += [(row, mode, call) for mode, call in self._prepared(row, name, inputs, modes, truth).items()]
         del truth
         free_memory(self.device)
         interleave(turns, self.args.rounds, self.device, self.budget, self.results)
@@ -138,10 +150,10 @@ class Run:
                 if name == MAMBAPY and not modes_of(name, shape, self.args):
                     modes.clear()
                 row = self._row("sweep", name, shape, dtype)
-                candidate = self._prepared(row, name, inputs, modes)
-                if candidate is None:
+                calls = self._prepared(row, name, inputs, modes)
+                if not calls:
                     modes.clear()
-                turns += [(row, mode, getattr(candidate, mode)) for mode in modes]
+                turns += [(row, mode, call) for mode, call in calls.items()]
             interleave(turns, self.args.rounds, self.device, self.budget, self.results)
             for row, mode, _ in turns:
                 if "failed" in row or row.get(f"{mode}_ms", limit) >= limit:
@@ -164,13 +176,13 @@ class Run:
         inputs: dict[str, Tensor],
         modes: Sequence[str],
         truth: dict[str, Tensor] | None = None,
-    ) -> Candidate | None:
-        """The candidate, warm, its errors and GPU memory measured; None if it fails or the time is spent."""
+    ) -> dict[str, Callable[[], object]]:
+        """A warm call for each mode, its errors and GPU memory measured; none if one fails or the time is spent."""
         if "failed" in row or not modes:
-            return None
+            return {}
         if self.budget.spent():
             row["failed"] = "not measured: the time budget was spent"
-            return None
+            return {}
         row.pop("times", None)  # of a process that was lost
         with guarded(row, self.results, self.device):
             candidate = Candidate(name, inputs)
@@ -182,8 +194,12 @@ class Run:
                 del found
                 if self.device.type == "cuda" and truth is not None:
                     row.setdefault("peak_bytes", {})[mode] = peak_on_gpu(getattr(candidate, mode), self.device)
-            return candidate
-        return None
+            return {mode: self._call(candidate, mode) for mode in modes}
+        return {}
+
+    def _call(self, candidate: Candidate, mode: str) -> Callable[[], object]:
+        call = getattr(candidate, mode)
+        return Replay(candidate, record(call, self.device)) if self.args.cuda_graph else call
 
 
 def peak_in_process_of_its_own(row: Row, shape: Shape, mode: str) -> int:
@@ -206,6 +222,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+", help="default: all that can run here")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--forward-only", action="store_true", help="do not time the backward pass")
+    parser.add_argument("--cuda-graph", action="store_true", help="GPU: replay each call as a CUDA graph")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=2, help="on a CPU (default 2)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -218,6 +235,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE holds")
     parser.add_argument("--memory-of", nargs=2, metavar=("BACKEND", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    if args.cuda_graph and args.device.type != "cuda":
+        parser.error("--cuda-graph needs --device cuda")
     args.modes = MODES[: 1 if args.forward_only else 2]
     if args.shapes is None:
         args.shapes = [parse_shape(text) for text in (GPU_SHAPES if args.device.type == "cuda" else CPU_SHAPES)]

@@ -69,6 +69,12 @@ def test_json_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
         benchmark.main(["--from-json", str(path)])
 
 
+def test_cuda_graphs_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--cuda-graph"])
+    assert "--cuda-graph needs --device cuda" in capsys.readouterr().err
+
+
 def doubles() -> dict[str, Tensor]:
     inputs = scan_candidates.make_inputs(SHAPE, CPU, torch.float32)
     return {name: tensor.double() for name, tensor in inputs.items()}

@@ -60,3 +60,18 @@ def test_networks_train_and_stream_alike(order: str, spatial: tuple[int, ...]) -
     with torch.no_grad():  # the layers stream
         assert torch.allclose(net(x), y, atol=1e-10)
     assert set(net.state_dict()) == set(LightMUNet(len(spatial), 1, 2, 8).state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", SCAN_ORDERS)
+@pytest.mark.parametrize("spatial", [(16, 24), (8, 16, 8)])
+def test_fused_layers_follow_the_path(order: str, spatial: tuple[int, ...]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    net = LightMUNet(len(spatial), 1, 2, 8, scan_order=order)
+    x = torch.rand(2, 1, *spatial)
+    expected = net.double()(x.double())
+    y = net.float().cuda()(x.cuda())
+    assert torch.allclose(y.cpu().double(), expected, atol=1e-3)

@@ -28,7 +28,7 @@ BOTH = [(2, 1, 8, 16), BASE, (2, 70000, 64, 16), (1, 1000, 40, 5), (1, 1000, 40,
 CUDA_ONLY = [(1, 1000, 40, 8), (1, 1000, 40, 16), (1, 1000, 40, 32), (2, 300, 130, 16)]  # 130: several groups
 
 # Largest error, relative to the largest value.
-OUTPUT, GRADIENT, HALF = 1e-5, 1e-4, 1.5e-2
+OUTPUT, LONG, GRADIENT, HALF = 1e-5, 1e-4, 1e-4, 1.5e-2
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -169,14 +169,17 @@ def test_decay_of_one_and_of_zero(backend: str, delta: float) -> None:
 @on_gpu
 @each_backend
 def test_long_memory(backend: str) -> None:
-    """The decay of a tiny step must be right 70,000 times over: an exp that misses 1 at 0 is far off."""
+    """The decay of a tiny step must be right 70,000 times over: an exp that misses 1 at 0 is 4e-3 off.
+
+    A chunk's decay is rounded alike in each of up to 800 chunks: 2e-5 where it is right to half a unit.
+    """
     inputs = gpu_inputs(2, 70000, 64, 16)
     inputs["delta"] = torch.full_like(inputs["delta"], 1e-6)
     del inputs["delta_bias"]
     exact = {name: tensor.double() for name, tensor in inputs.items()}
     expected = scan(exact, "chunked", delta_softplus=False)
     for actual, true in zip(scan(inputs, backend, delta_softplus=False), expected, strict=True):
-        assert_close(actual, true, OUTPUT)
+        assert_close(actual, true, LONG)
 
 
 @on_gpu

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan, scan_and_gradients
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.ops.selective_scan import (
     BackendError,
@@ -267,6 +268,31 @@ def test_exported_graph_holds_one_operator(strict: bool) -> None:
     calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert sum(call.startswith("lightm_unet.selective_scan") for call in calls) == 1
     assert torch.equal(program.module()(2 * u), Scan(inputs)(2 * u))
+
+
+def test_traced() -> None:
+    inputs = small_inputs(length=9, channels=1)
+    u = inputs["u"]
+    traced = torch.jit.trace(Scan(inputs), (u,))
+    assert "lightm_unet::selective_scan" in str(traced.graph) and "PythonOp" not in str(traced.graph)
+    assert torch.equal(traced(2 * u), Scan(inputs)(2 * u))
+    with pytest.raises(RuntimeError, match="recorded without gradients"):
+        traced(u.clone().requires_grad_()).sum().backward()
+
+
+def test_gradient_of_the_operator_is_an_operator() -> None:
+    """A compiler that follows the gradient must not meet the kernels."""
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    called: list[str] = []
+    arguments = operator_arguments(True, True, OPTIONAL)
+    with Names():
+        torch.ops.lightm_unet.selective_scan(*arguments)[0].sum().backward()
+    assert "lightm_unet.selective_scan_backward.default" in called
 
 
 def test_compiled_without_a_graph_break() -> None:

@@ -19,6 +19,7 @@ torch.export see.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
@@ -90,8 +91,9 @@ def scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, save, backend)
-    # Outside compilers the way through the operator would only cost time, more than a short scan takes.
-    call = torch.ops.lightm_unet.selective_scan if torch.compiler.is_compiling() else _Scan.apply
+    # Where nothing records it, the way through the operator would only cost time, more than a short scan takes.
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    call = torch.ops.lightm_unet.selective_scan if recorded else _Scan.apply
     y, last_state, _ = call(*arguments)
     return y, last_state
 
@@ -161,7 +163,12 @@ def backward(
         saved: the states that `forward` saved.
         dy, dlast_state: the gradients that come in.
         dz: where the gradient at z goes, a (batch, length, channels) tensor or view; None: a new one.
+
+    Raises:
+        RuntimeError: `forward` saved no states, as in a program that was traced or exported without gradients.
     """
+    if saved.shape[1] == 0:
+        raise RuntimeError("selective_scan was recorded without gradients: trace or export it with them")
     kernels = kernels_of(backend)
     u, delta, B, C, z, dy = (_rows(t) for t in (u, delta, B, C, z, dy))
     A, D, delta_bias, dlast_state = (_parameter(t) for t in (A, D, delta_bias, dlast_state))
@@ -288,12 +295,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: Tensor | None
+    ctx: Any,
+    dy: Tensor | None,
+    dlast_state: Tensor | None,
+    _: Tensor | None,
+    operator: Callable[..., list[Tensor]] = torch.ops.lightm_unet.selective_scan_backward,
 ) -> tuple[Tensor | None, ...]:
     *tensors, initial_state, saved = ctx.saved_tensors
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    call = torch.ops.lightm_unet.selective_scan_backward if torch.compiler.is_compiling() else _backward_operator
-    gradients = call(*tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend)
+    gradients = operator(*tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend)
     *result, dinitial = (
         None if x is None else gradient.to(x.dtype)
         for x, gradient in zip((*tensors, initial_state), gradients, strict=True)
@@ -320,4 +330,4 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *gradients)
+        return _differentiate(ctx, *gradients, operator=_backward_operator)
