@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["as_flag", "check_ids", "or_none", "start"]
+__all__ = ["as_config_files", "as_flag", "check_ids", "option_values", "or_none", "start"]
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
@@ -45,12 +45,12 @@ def check_ids(arguments: Sequence[str]) -> None:
     Raises:
         UserError: names the unknown id and the nearest known one.
     """
-    given = _option_values(arguments)
+    given = option_values(arguments)
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
-    files = _as_list(given.get("config_file"))
+    files = as_config_files(given.get("config_file"))
     if "args_file" in given:
         from_file = json.loads(Path(given["args_file"]).read_text())
-        files = files or _as_list(from_file.pop("config_file", None))
+        files = files or as_config_files(from_file.pop("config_file", None))
         overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
     known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
     for name, value in overrides.items():
@@ -89,7 +89,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def _option_values(arguments: Sequence[str]) -> dict[str, str]:
+def option_values(arguments: Sequence[str]) -> dict[str, str]:
     """``--name value`` and ``--name=value`` pairs; Fire reads a dash inside a name as an underscore."""
     values: dict[str, str] = {}
     for position, argument in enumerate(arguments):
@@ -102,7 +102,7 @@ def _option_values(arguments: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _as_list(value: str | Iterable[str] | None) -> list[str]:
+def as_config_files(value: str | Iterable[str] | None) -> list[str]:
     """A config_file argument as a list of paths: ``a.json`` or ``['a.json','b.json']``."""
     if value is None:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -63,10 +64,15 @@ def shard(items: Sequence[Any]) -> list[Any]:
     return list(items[rank() :: world_size()])
 
 
-def gather_objects(items: list[Any]) -> list[Any]:
-    """The lists of all processes joined in rank order, on every process."""
+def gather_objects(items: list[Any], patience: timedelta | None = None) -> list[Any]:
+    """The lists of all processes joined in rank order, on every process.
+
+    Args:
+        patience: how long to wait for the slowest process, if that may be longer than PyTorch's ten minutes.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return items
+    group = dist.new_group(backend="gloo", timeout=patience) if patience else None
     gathered: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, items)
+    dist.all_gather_object(gathered, items, group=group)
     return [item for part in gathered for item in part]

@@ -1,9 +1,15 @@
-"""From logits to the label map that is kept: back to the original grid, argmax, largest components."""
+"""From logits to the label map that is kept: back to the original grid, argmax, largest components.
+
+As a command, ``python -m scripts.postprocessing determine | apply``, it learns and applies rules (rules/command.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import torch
 from monai.transforms import (
     Activationsd,
     AsDiscreted,
@@ -12,13 +18,19 @@ from monai.transforms import (
     Invertd,
     InvertibleTransform,
     KeepLargestConnectedComponentd,
+    Lambda,
+    Lambdad,
     Transform,
 )
+from monai.utils import convert_to_dst_type
 
 from .command_line import as_flag
 from .engines.prediction import SavePredictiond
+from .errors import show_user_errors_plainly
+from .rules.apply import ApplyPostprocessingd
+from .rules.command import main
 
-__all__ = ["to_label_map", "to_saved_label_map"]
+__all__ = ["for_scoring", "main", "to_label_map", "to_saved_label_map"]
 
 
 def to_label_map(
@@ -26,16 +38,20 @@ def to_label_map(
     labels: Mapping[str, int],
     keep_largest: bool | str = False,
     probabilities_key: str | None = None,
+    rules: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
 ) -> list[Transform]:
     """Logits "pred" (classes, *grid of the network) -> label map "pred" (1, *grid of the image file).
 
-    Logits, not labels, are resampled to the original grid (nnU-Net's rule).
+    Logits, not labels, are resampled to the original grid (nnU-Net's rule). The label map holds the values that
+    ``labels`` gives, as the label files do.
 
     Args:
         preprocessing: what "image" went through; it is inverted.
         labels: name -> value of the foreground classes.
         keep_largest: keep only the largest connected component of each label.
         probabilities_key: where to keep the class probabilities, or None.
+        rules, checkpoint: learned rules that clean the label map last, see rules.apply.find_rules; None: none.
     """
     transforms: list[Transform] = []
     if any(isinstance(transform, InvertibleTransform) for transform in preprocessing.transforms):
@@ -46,8 +62,10 @@ def to_label_map(
         transforms.append(Activationsd(probabilities_key, softmax=True))
     transforms.append(AsDiscreted("pred", argmax=True))
     if as_flag(keep_largest, "keep_largest"):
-        transforms.append(KeepLargestConnectedComponentd("pred", applied_labels=list(labels.values())))
-    return transforms
+        transforms.append(KeepLargestConnectedComponentd("pred", applied_labels=range(1, len(labels) + 1)))
+    values = torch.tensor([0, *sorted(labels.values())])
+    transforms.append(Lambdad("pred", partial(_label_values, values=values)))
+    return [*transforms, ApplyPostprocessingd(["pred"], labels, rules, checkpoint)]
 
 
 def to_saved_label_map(
@@ -56,8 +74,35 @@ def to_saved_label_map(
     output_dir: str,
     keep_largest: bool | str = False,
     save_probabilities: bool | str = False,
+    rules: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
 ) -> list[Transform]:
     """The same, and save it (see SavePredictiond), with the probabilities if ``save_probabilities``."""
     key = "probabilities" if as_flag(save_probabilities, "save_probabilities") else None
-    transforms = to_label_map(preprocessing, labels, keep_largest, key)
+    transforms = to_label_map(preprocessing, labels, keep_largest, key, rules, checkpoint)
     return [*transforms, SavePredictiond(["pred"], output_dir, key)]
+
+
+def for_scoring(classes: int) -> list[Transform]:
+    """Logits "pred" and class indices "label" to one-hot (classes, *spatial), empty where the label is -1: an ignored
+    voxel then counts in no class.
+    """
+    return [Lambda(partial(_one_hot_pair, classes=classes))]
+
+
+def _one_hot_pair(data: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    label = torch.as_tensor(data["label"])
+    index = torch.as_tensor(data["pred"]).argmax(dim=0, keepdim=True)
+    order = torch.arange(classes, device=index.device).view(-1, *[1] * (index.ndim - 1))
+    pred = (index == order) & (label.to(index.device) >= 0)
+    return {**data, "pred": pred.to(torch.uint8), "label": (label == order.to(label.device)).to(torch.uint8)}
+
+
+def _label_values(indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Class indices to the values that label files hold."""
+    return convert_to_dst_type(values[torch.as_tensor(indices).cpu().long()], indices, dtype=torch.int32)[0]
+
+
+if __name__ == "__main__":
+    show_user_errors_plainly()
+    main()

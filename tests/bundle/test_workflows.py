@@ -49,6 +49,8 @@ def one_thread() -> Any:
 
 def run(run_id: str, *configs: str, **overrides: Any) -> None:
     files = [str(CONFIGS / config) for config in configs]
+    if run_id == "training":  # beside the data set, not in the bundle
+        overrides = {"cache_dir": f"{overrides['dataset_dir']}/preprocessed"} | overrides
     monai.bundle.run(run_id, config_file=files, bundle_root=str(BUNDLE), **overrides)
 
 
@@ -173,6 +175,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(volumes: Path, run_3d: Path, 
     assert resumed["epoch"] == whole["epoch"] and resumed["ema_pseudo_dice"] == whole["ema_pseudo_dice"]
     for name, value in whole["network"].items():
         assert torch.equal(value, resumed["network"][name]), name
+    records = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (output, run_3d)]
+    assert [record["epoch"] for record in records[0]] == [1, 2]
+    for ours, theirs in zip(*records, strict=True):
+        assert all(ours[key] == theirs[key] for key in ("loss", "lr", "dice", "pseudo_dice", "ema_pseudo_dice"))
 
 
 def test_a_folder_with_a_run_is_refused_and_kept(volumes: Path, run_3d: Path) -> None:

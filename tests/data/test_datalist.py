@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from generators import hard_case, write_nnunet
 from sklearn.model_selection import KFold
 
 from scripts.data.datalist import case_name, k_fold, load_cases
@@ -30,8 +31,10 @@ def write(root: Path, description: object) -> None:
     (root / "dataset.json").write_text(json.dumps(description))
 
 
-def load(root: Path, section: str = "training", fold: int | str = 0, channels: int = 1) -> list[dict[str, str]]:
-    return load_cases(root, section, fold, channels, LABELS)
+def load(
+    root: Path, section: str = "training", fold: int | str = 0, channels: int = 1, splits: Path | None = None
+) -> list[dict[str, str]]:
+    return load_cases(root, section, fold, channels, LABELS, splits=splits)
 
 
 @pytest.mark.parametrize("count", [5, 7, 44, 220])
@@ -80,3 +83,60 @@ def test_contradictions_and_folds_that_do_not_exist(dataset: Path) -> None:
 
 def test_case_name() -> None:
     assert case_name("/a/b.c_1.nii.gz") == "b.c_1" and case_name("x.JPG") == "x"
+
+
+def test_nnunet_cases_with_a_file_per_channel(tmp_path: Path) -> None:
+    root = write_nnunet(tmp_path, hard_case("four_channels", 5))
+    labels = {"oedema": 1, "core": 2, "enhancing": 3}
+    cases = load_cases(root, "training", 0, 4, labels) + load_cases(root, "validation", 0, 4, labels)
+    assert sorted(case["name"] for case in cases) == [f"brain_{i}" for i in range(5)]
+    assert all(len(case["image"]) == 4 for case in cases)
+    (root / "imagesTr/brain_2_0003.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"1 file\(s\) that are missing:\s+.*brain_2_0003\.nii\.gz"):
+        load_cases(root, "training", 0, 4, labels)
+
+
+def test_a_patient_is_on_one_side_only(dataset: Path) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    patients = {f"case_{i}": patient for i, patient in ((0, "a"), (1, "b"), (2, "a"), (3, "c"), (5, "d"), (10, "e"))}
+    write(dataset, description | {"patients": patients})  # case_7 is a patient of its own
+    held_out = []
+    for fold in range(5):
+        names = {case["name"] for case in load(dataset, "validation", fold)}
+        assert names.isdisjoint(case["name"] for case in load(dataset, "training", fold))
+        assert ("case_0" in names) == ("case_2" in names)
+        held_out += names
+    assert len(held_out) == 7
+    write(dataset, description | {"patients": dict.fromkeys((f"case_{i}" for i in (0, 1, 2, 3, 5, 7, 10)), "a")})
+    with pytest.raises(UserError, match=r"1 patient\(s\), too few for 5 folds"):
+        load(dataset)
+
+
+def test_the_users_own_split_file(dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["case_1", "case_10"], "val": ["case_7"]}, {"train": ["case_7"], "val": []}]))
+    assert [case["name"] for case in load(dataset, splits=file)] == ["case_1", "case_10"]
+    assert [case["name"] for case in load(dataset, "validation", splits=file)] == ["case_7"]
+    assert len(load(dataset, fold="all", splits=file)) == 7
+    with pytest.raises(UserError, match="fold must be 0 to 1 or 'all', not 2"):
+        load(dataset, fold=2, splits=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not valid JSON"),
+        ("{}", "must be a list of folds"),
+        ('[{"train": ["case_1"]}]', "must be a list of folds"),
+        ('[{"train": ["case_1"], "val": ["case_99"]}]', "fold 0: the data set has no case case_99"),
+        ('[{"train": ["case_1"], "val": ["case_1"]}]', "fold 0: case_1 in both train and val"),
+    ],
+)
+def test_split_files_that_cannot_be_used(dataset: Path, tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "mine.json"
+    with pytest.raises(UserError, match=r"mine\.json cannot be read"):
+        load(dataset, splits=file)
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load(dataset, splits=file)
+    assert "mine.json" in str(caught.value)

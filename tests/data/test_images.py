@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis.strategies as st
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import tifffile
+from generators import oblique, write_image
+from hypothesis import given, settings
+from nibabel.affines import apply_affine
 from PIL import Image
 
-from scripts.data.checks import check_cases
 from scripts.data.images import (
     LoadCased,
     list_images,
     load_image,
+    prediction_suffix,
     replacing,
     save_label_map,
     save_probabilities,
@@ -21,6 +27,7 @@ from scripts.data.images import (
 from scripts.errors import UserError
 
 RNG = np.random.default_rng(0)
+VOLUMES = [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"]
 
 
 def volume(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
@@ -73,16 +80,19 @@ def test_bad_content_is_named(case: dict[str, str], key: str, array: np.ndarray,
     assert case[key] in str(caught.value)
 
 
-def test_broken_files_are_named_all_at_once(case: dict[str, str], tmp_path: Path) -> None:
+def test_broken_files_are_named(case: dict[str, str], tmp_path: Path) -> None:
     truncated, text = tmp_path / "truncated.nii.gz", tmp_path / "text.nii.gz"
     truncated.write_bytes(Path(case["image"]).read_bytes()[:200])
     text.write_text("not an image")
-    cases = [case, *({"image": str(path), "label": case["label"]} for path in (truncated, text, tmp_path / "gone.nii"))]
-    with pytest.raises(UserError) as caught:
-        check_cases(cases, 3, 1, {"a": 1, "b": 2})
-    message = str(caught.value)
-    assert message.startswith("3 of 4 cases") and "gone.nii is missing" in message
-    assert f"{truncated} cannot be read" in message and f"{text} cannot be read" in message
+    load = LoadCased(["image", "label"], 3, 1, {"a": 1, "b": 2})
+    load(case)
+    for path, message in (
+        (truncated, "cannot be read"),
+        (text, "cannot be read"),
+        (tmp_path / "gone.nii", "is missing"),
+    ):
+        with pytest.raises(UserError, match=f"{path.name} {message}"):
+            load(case | {"image": str(path)})
 
 
 def test_colour_picture_for_one_channel(tmp_path: Path) -> None:
@@ -135,3 +145,150 @@ def test_list_images(tmp_path: Path) -> None:
     assert [path.name for path in list_images(tmp_path)] == ["a.PNG", "b.nii"]
     with pytest.raises(UserError, match="not an image"):
         list_images(tmp_path / "notes.txt")
+
+
+affines = st.builds(
+    lambda spacing, degrees, order, flips: oblique(spacing, degrees) @ np.diag([*flips, 1])[[*order, 3]],
+    spacing=st.tuples(*[st.floats(0.3, 6)] * 3),
+    degrees=st.floats(-80, 80),
+    order=st.permutations([0, 1, 2]),
+    flips=st.tuples(*[st.sampled_from([-1, 1])] * 3),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    affine=affines,
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    ending=st.sampled_from(VOLUMES),
+    channels=st.integers(1, 3),
+)
+def test_volumes_come_back_on_their_grid(
+    tmp_path_factory: pytest.TempPathFactory, affine: np.ndarray, shape: tuple[int, ...], ending: str, channels: int
+) -> None:
+    folder = tmp_path_factory.mktemp("volume")
+    array = RNG.integers(0, 300, (channels, *shape)).astype(np.int16)
+    path = write_image(folder / f"image{ending}", array, affine)
+    image = load_image(path, 3)
+    assert np.array_equal(image.numpy(), array)
+    assert np.allclose(image.affine, affine, atol=1e-4)
+    out = folder / f"out{prediction_suffix(path)}"
+    save_label_map(out, image[0].numpy(), like=path)
+    label = load_image(out, 3, label=True)
+    assert np.array_equal(label[0].numpy(), array[0])
+    corner = np.array(shape) - 1
+    assert np.allclose(apply_affine(label.affine, corner), apply_affine(image.affine, corner), atol=1e-4)
+    save_probabilities(folder / f"p{prediction_suffix(path)}", RNG.random((2, *shape)), like=path)
+    assert load_image(folder / f"p{prediction_suffix(path)}", 3).shape == (2, *shape)
+
+
+def test_simpleitk_and_nibabel_agree_on_where_voxels_lie(tmp_path: Path) -> None:
+    affine = oblique((0.7, 1.1, 3), 20)
+    nifti = write_image(tmp_path / "a.nii.gz", RNG.random((1, 4, 5, 6)).astype(np.float32), affine)
+    for ending in (".nrrd", ".mha"):
+        sitk.WriteImage(sitk.ReadImage(str(nifti)), str(tmp_path / f"a{ending}"))
+        image = load_image(tmp_path / f"a{ending}", 3)
+        assert np.allclose(image.affine, affine, atol=1e-4) and np.array_equal(image, load_image(nifti, 3))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif"])
+def test_pictures_of_every_kind_come_back(tmp_path: Path, ending: str) -> None:
+    pixels = np.full((3, 20, 30), 90, np.uint8)
+    pixels[1, 5:10] = 200
+    path = write_image(tmp_path / f"a{ending}", pixels)
+    image = load_image(path, 2)
+    assert image.shape == (3, 20, 30) and np.abs(image.numpy() - pixels).max() < 40
+    out = tmp_path / f"out{prediction_suffix(path)}"
+    assert out.suffix == (".tif" if ending == ".tif" else ".png")
+    label = RNG.integers(0, 300, (20, 30))
+    save_label_map(out, label, like=path)
+    assert np.array_equal(load_image(out, 2, label=True)[0], label)
+
+
+def test_tiff_stacks_have_their_spacing_beside_them(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 255, (1, 3, 8, 9), np.uint8)  # three slices look like RGB to tifffile
+    path = tmp_path / "cell_0000.tif"
+    tifffile.imwrite(path, stack[0], photometric="rgb", planarconfig="separate")
+    (tmp_path / "cell.json").write_text('{"spacing": [2.5, 0.4, 0.5]}')
+    image = load_image(path, 3)
+    assert np.array_equal(image, stack) and np.allclose(np.diag(image.affine), [2.5, 0.4, 0.5, 1])
+    (tmp_path / "out").mkdir()
+    save_label_map(tmp_path / "out/cell.tif", stack[0], like=path)
+    assert (tmp_path / "out/cell.json").read_text() == '{"spacing": [2.5, 0.4, 0.5]}'
+    assert np.array_equal(load_image(tmp_path / "out/cell.tif", 3), stack)
+    (tmp_path / "cell.json").write_text('{"spacing": [2.5, 0.4, 0]}')
+    with pytest.raises(UserError, match=r"cell_0000\.tif cannot be read.*cell\.json must hold three"):
+        load_image(path, 3)
+
+
+def test_compressed_tiff_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"shapes": []}')  # annotations of another program, not ours to read
+    pixels = RNG.integers(0, 255, (12, 10, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert np.array_equal(load_image(tmp_path / "a.tif", 2), np.moveaxis(pixels, -1, 0))
+
+
+def test_palettes_alpha_and_16_bits(tmp_path: Path) -> None:
+    indices = RNG.integers(0, 3, (6, 8), np.uint8)
+    palette = Image.fromarray(indices, mode="P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png")
+    assert np.array_equal(load_image(tmp_path / "p.png", 2, label=True)[0], indices)
+    assert np.array_equal(load_image(tmp_path / "p.png", 2)[0], 255 * (indices == 1))
+    assert load_image(picture(tmp_path / "rgba.png", RNG.integers(0, 255, (6, 8, 4), np.uint8)), 2).shape[0] == 3
+    deep = RNG.integers(0, 60000, (6, 8)).astype(np.uint16)
+    assert np.array_equal(load_image(picture(tmp_path / "deep.png", deep), 2)[0], deep)
+    grey = picture(tmp_path / "grey.png", np.repeat(indices[..., None], 3, -1))
+    assert np.array_equal(load_image(grey, 2, label=True), indices[None])
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 1), (1, 5, 6), (5, 1, 6)])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".tif"])
+def test_one_slice_volumes_are_2d_images_and_come_back_as_volumes(
+    tmp_path: Path, shape: tuple[int, ...], ending: str
+) -> None:
+    path = write_image(tmp_path / f"a{ending}", RNG.integers(0, 9, (1, *shape), np.uint8), np.diag([2, 3, 4, 1]))
+    image = load_image(path, 2)
+    assert image.shape == (1, 5, 6) and load_image(path, 3).shape == (1, *shape)
+    spacing = [size for size, extent in zip((2, 3, 4), shape) if extent > 1]
+    assert np.allclose(np.linalg.norm(image.affine[:3, :2], axis=0), spacing)
+    save_label_map(tmp_path / f"out{ending}", image[0].numpy(), like=path)
+    assert np.array_equal(load_image(tmp_path / f"out{ending}", 3), load_image(path, 3))
+
+
+def test_channels_in_separate_files(tmp_path: Path) -> None:
+    arrays = RNG.random((2, 4, 5, 6)).astype(np.float32)
+    paths = [volume(tmp_path / f"a_{i:04d}.nii.gz", array) for i, array in enumerate(arrays)]
+    image = load_image(paths, 3)
+    assert np.array_equal(image, arrays) and image.meta["filename_or_obj"] == paths[0]
+    loaded = LoadCased(["image"], 3, 2, {"a": 1})({"name": "a", "image": paths})
+    assert loaded["name"] == "a" and loaded["image"].shape == (2, 4, 5, 6)
+    for array, affine, what in (
+        (arrays[0, :3], np.eye(4), "sizes"),
+        (arrays[0], np.diag([1, 1, 2, 1]), "spacing 1 x 1 x 2 mm against 1 x 1 x 1 mm"),
+        (arrays[0], np.diag([-1, 1, 1, 1]), "orientation LAS against RAS"),
+        (arrays[0], np.eye(4) + np.eye(4, k=3), "differ by up to 1.0 voxels"),
+    ):
+        volume(Path(paths[1]), array, affine)
+        with pytest.raises(UserError, match=what) as caught:
+            load_image(paths, 3)
+        assert paths[0] in str(caught.value) and paths[1] in str(caught.value)
+
+
+def test_a_label_lies_on_its_images_grid(case: dict[str, str]) -> None:
+    label = np.asarray(nib.load(case["label"]).dataobj)
+    nearly = np.eye(4)
+    nearly[:3, 3] = 0.3
+    volume(Path(case["label"]), label, nearly)
+    loaded = load(case)
+    assert np.array_equal(loaded["label"].affine, loaded["image"].affine)
+    volume(Path(case["label"]), label, np.diag([1, 1, 3, 1]))
+    with pytest.raises(UserError, match=r"label\.nii\.gz does not lie on the grid of its image.*spacing 1 x 1 x 3"):
+        load(case)
+
+
+def test_the_ignore_label_is_no_undeclared_value(case: dict[str, str]) -> None:
+    volume(Path(case["label"]), np.full((4, 5, 6), 9, np.uint8))
+    assert LoadCased(["label"], 3, 1, {"a": 1}, ignore_label=9)({"label": case["label"]})["label"].max() == 9
+    with pytest.raises(UserError, match="value"):
+        LoadCased(["label"], 3, 1, {"a": 1})({"label": case["label"]})

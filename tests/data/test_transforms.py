@@ -1,8 +1,9 @@
-"""Preprocessing that can be undone, and nnU-Net's augmentation."""
+"""Preprocessing that can be undone: crop, orientation, intensity, spacing and label indices."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import nibabel as nib
@@ -14,31 +15,53 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.images import LoadCased
-from scripts.data.transforms import RandContrastd, augmentation, check_patch_size, preprocessing
+from scripts.data.transforms import CropNonzerod, LabelIndexd, check_patch_size, image_dims, preprocessing
 from scripts.errors import UserError
 from scripts.postprocessing import to_label_map
 
 LABELS = {"a": 1}
 
 
-def ball(shape: tuple[int, ...]) -> np.ndarray:
+def ball(shape: tuple[int, ...], radius: float = 0.4) -> np.ndarray:
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij"))
-    return ((grid**2).sum(0) < 0.4).astype(np.float32)
+    return ((grid**2).sum(0) < radius).astype(np.float32)
 
 
-def there_and_back(path: Path, array: np.ndarray, affine: np.ndarray, spacing: list[float] | None) -> np.ndarray:
-    """Preprocess an image whose bright part is the object, threshold it there, bring that back as logits."""
+def blob(shape: tuple[int, ...]) -> np.ndarray:
+    """A smooth hill that is off the centre, so that a shift or a flip would show; nowhere 0."""
+    axes = [np.linspace(-1, 1, size) - shift for size, shift in zip(shape, (0.2, -0.1, 0.3), strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+    return (np.exp(-(grid**2).sum(0) / 0.5) + 0.01).astype(np.float32)
+
+
+def affine_of(zooms: tuple[float, ...], flips: Any = (1, 1, 1), order: Any = (0, 1, 2), angle: float = 0) -> np.ndarray:
+    affine = np.eye(4)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ np.eye(3)[list(order)] @ np.diag(np.multiply(flips, zooms))
+    affine[:3, 3] = (12, -34, 5)
+    return affine
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray) -> str:
     nib.save(nib.Nifti1Image(array, affine), path)
-    load = LoadCased(["image"], 3, 1, LABELS)
-    transform = Compose([load, *preprocessing(["image"], 3, spacing)])
-    data = transform({"image": str(path)})
+    return str(path)
+
+
+def there_and_back(path: Path, array: np.ndarray, affine: np.ndarray, labels: Any = None, **options: Any) -> np.ndarray:
+    """Preprocess an image whose bright part is the object, threshold it there, bring that back as logits."""
+    labels = labels or LABELS
+    load = LoadCased(["image"], 3, 1, labels)
+    transform = Compose([load, *preprocessing(["image"], 3, **options)])
+    data = transform({"image": save(path, array, affine)})
     middle = (data["image"].min() + data["image"].max()) / 2
     inside = MetaTensor(data["image"] - middle, meta=data["image"].meta)
     data["pred"] = MetaTensor(torch.cat([-inside, inside]), meta=data["image"].meta)
-    return Compose(to_label_map(transform, LABELS))(data)["pred"][0].numpy()
+    result = Compose(to_label_map(transform, labels))(data)["pred"]
+    assert torch.allclose(result.affine, torch.from_numpy(affine))
+    return result[0].numpy()
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(*[st.integers(16, 26)] * 3),
     flips=st.tuples(*[st.sampled_from([-1, 1])] * 3),
@@ -54,66 +77,120 @@ def test_predictions_come_back_to_the_original_grid(
     zooms: tuple[float, ...],
     angle: float,
 ) -> None:
-    affine = np.eye(4)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    affine[:3, :3] = turn @ np.eye(3)[order] @ np.diag(np.multiply(flips, zooms))
-    array = ball(shape)
-    for spacing, lowest in ((None, 1.0), ([1.0, 1.0, 1.0], 0.9)):
-        back = there_and_back(tmp_path / "image.nii.gz", array, affine, spacing)
+    affine = affine_of(zooms, flips, order, angle)
+    smooth = blob(shape)  # as logits are
+    array = smooth > (smooth.min() + smooth.max()) / 2
+    for spacing, crop, lowest in ((None, False, 1.0), (None, True, 1.0), ([1.0, 1.0, 1.0], True, 0.95)):
+        back = there_and_back(tmp_path / "image.nii", smooth, affine, spacing=spacing, crop_nonzero=crop)
         assert back.shape == shape
         assert 2 * (back * array).sum() / (back.sum() + array.sum()) >= lowest
 
 
-def test_spacing_is_reached_and_checked(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(ball((20, 20, 10)), np.diag([1, 1, 2, 1])), tmp_path / "a.nii.gz")
+@pytest.mark.parametrize("zooms", [(0.7, 0.7, 5.0), (5.0, 0.8, 0.7)])
+def test_thick_slices_stay_as_they_are(tmp_path: Path, zooms: tuple[float, ...]) -> None:
+    """The coarse axis is resampled by nearest slices: coming back, each slice finds its own."""
+    thick = int(np.argmax(zooms))
+    shape = [30, 30, 30]
+    shape[thick] = 6
+    array = np.zeros(shape, np.float32)
+    array[tuple(3 if axis == thick else slice(8, 20) for axis in range(3))] = 1
+    back = there_and_back(tmp_path / "a.nii", array, affine_of(zooms), spacing=[0.7, 0.7, 0.7])
+    assert np.array_equal(back.any(axis=tuple(set(range(3)) - {thick})), np.arange(6) == 3)
+    assert 2 * (back * array).sum() / (back.sum() + array.sum()) > 0.9
+
+
+def test_label_values_come_back(tmp_path: Path) -> None:
+    back = there_and_back(tmp_path / "a.nii", ball((8, 9, 10)), np.eye(4), {"tumour": 5}, spacing=None)
+    assert set(np.unique(back).tolist()) == {0, 5}
+
+
+def test_what_was_cropped_is_background_with_certainty(tmp_path: Path) -> None:
+    array = np.zeros((12, 12, 12), np.float32)
+    array[3:9, 4:10, 5:11] = np.random.default_rng(0).uniform(1, 2, (6, 6, 6))
     load = LoadCased(["image"], 3, 1, LABELS)
-    image = Compose([load, *preprocessing(["image"], 3, [2, 2, 2])])({"image": str(tmp_path / "a.nii.gz")})["image"]
+    transform = Compose([load, *preprocessing(["image"], 3, None, crop_nonzero=True)])
+    data = transform({"image": save(tmp_path / "a.nii", array, affine_of((1, 1, 1), (-1, 1, -1)))})
+    assert data["image"].shape == (1, 6, 6, 6)
+    logits = torch.cat([-torch.ones(1, 6, 6, 6), torch.zeros(1, 6, 6, 6)])  # everything is foreground
+    data["pred"] = MetaTensor(logits, meta=data["image"].meta)
+    back = Compose(to_label_map(transform, LABELS, probabilities_key="p"))(data)
+    assert np.array_equal(back["pred"][0].numpy(), array > 0)
+    assert (back["p"][0].numpy()[array == 0] == 1).all()
+
+
+def test_label_and_image_stay_together(tmp_path: Path) -> None:
+    """Image and label go through crop, orientation and spacing alike; values become indices, ignored ones -1."""
+    label = np.zeros((20, 24, 18), np.uint8)
+    label[4:12, 6:16, 5:10], label[12:16, 6:16, 5:10], label[4:8, 6:10, 10:14] = 1, 5, 255
+    image = label.astype(np.float32) * 1.0
+    image[image == 255] = 9
+    affine = affine_of((1.0, 1.2, 0.8), (-1, 1, -1), (1, 0, 2), 0.15)
+    case = {"image": save(tmp_path / "i.nii", image, affine), "label": save(tmp_path / "l.nii", label, affine)}
+    labels = {"b": 5, "a": 1}
+    load = LoadCased(["image", "label"], 3, 1, labels, 255)
+    steps = preprocessing(
+        ["image", "label"], 3, [1, 1, 1], ["none"], crop_nonzero=True, labels=labels, ignore_label=255
+    )
+    data = Compose([load, *steps])(case)
+    image, label = (data[key][0].numpy() for key in ("image", "label"))
+    assert image.shape == label.shape and set(np.unique(label).tolist()) == {-1, 0, 1, 2}
+    for index, value in ((1, 1), (2, 5), (-1, 9)):
+        assert abs(np.median(image[label == index]) - value) < 0.3
+    assert torch.allclose(data["image"].affine, data["label"].affine)
+
+
+def test_spacing_is_reached_and_checked(tmp_path: Path) -> None:
+    load = LoadCased(["image"], 3, 1, LABELS)
+    path = save(tmp_path / "a.nii.gz", ball((20, 20, 10)), np.diag([1, 1, 2, 1]))
+    image = Compose([load, *preprocessing(["image"], 3, [2, 2, 2])])({"image": path})["image"]
     assert image.shape == (1, 10, 10, 10)
-    assert abs(float(image.mean())) < 1e-4 and float(image.std()) == pytest.approx(1, abs=0.01)
+    assert np.allclose(np.abs(np.diag(image.affine)[:3]), 2)
+    assert abs(float(image.mean())) < 0.1 and float(image.std()) == pytest.approx(1, abs=0.1)
     for bad in ([1, 1], [1, 0, 1], "soon"):
         with pytest.raises(UserError, match="spacing must be 3 positive numbers"):
             preprocessing(["image"], 3, bad)
+    kept = Compose([load, *preprocessing(["image"], 2, [2, 2, None], slice_axis=2)])({"image": path})["image"]
+    assert kept.shape == (1, 10, 10, 10)  # the third axis keeps its 2 mm
+    same = Compose([load, *preprocessing(["image"], 3, [1, 1, None])])({"image": path})["image"]
+    assert same.shape == (1, 20, 20, 10)
 
 
-@pytest.mark.parametrize("shape", [(20, 30, 12), (40, 16, 24), (33, 40), (70, 50)])
-def test_augmented_patches_have_their_size_and_labels(shape: tuple[int, ...]) -> None:
-    dims, patch = len(shape), [16, 24, 16][: len(shape)]
-    transform = Compose(augmentation(dims, patch, list(range(dims))))
-    transform.set_random_state(0)
-    label = torch.from_numpy(ball(shape))[None]
-    for _ in range(15):
-        (item,) = transform({"image": torch.randn(1, *shape) + label, "label": label})
-        assert item["image"].shape == item["label"].shape == (1, *patch)
-        assert set(item["label"].unique().tolist()) <= {0.0, 1.0} and item["image"].isfinite().all()
+def test_pictures_keep_their_pixels() -> None:
+    image = MetaTensor(torch.rand(1, 7, 9) * 255, affine=torch.eye(4, dtype=torch.float64))
+    result = Compose(preprocessing(["image"], 2, "null", ["rgb"]))({"image": image})["image"]
+    assert torch.allclose(result.as_tensor(), image.as_tensor() / 255)
 
 
-def test_a_third_of_the_patches_hold_foreground() -> None:
-    label = torch.zeros(1, 200, 200)
-    label[0, 150:152, 40:42] = 1
-    transform = Compose(augmentation(2, [16, 16], [])[:2])  # padding and cropping
-    transform.set_random_state(1)
-    hits = sum(transform({"image": label, "label": label})[0]["label"].any().item() for _ in range(300))
-    assert 80 <= hits <= 125  # a third, plus the few of the others that meet it
+def test_label_indices() -> None:
+    label = MetaTensor(torch.tensor([[[0.0, 5, 1, 7]]]))
+    mapped = LabelIndexd(["label"], {"b": 5, "a": 1}, ignore_label=7)({"label": label})["label"]
+    assert mapped.tolist() == [[[0, 2, 1, -1]]]
 
 
-def test_no_mirror_axes_no_mirroring() -> None:
-    names = [type(transform).__name__ for transform in augmentation(3, [8, 8, 8], [])]
-    assert "RandFlipd" not in names
-    assert [type(t).__name__ for t in augmentation(3, [8, 8, 8], [0, 2])].count("RandFlipd") == 2
+def test_crop_finds_what_is_nonzero_in_any_channel() -> None:
+    image = MetaTensor(torch.zeros(2, 8, 9), affine=torch.eye(4, dtype=torch.float64))
+    image[0, 2:4, 3], image[1, 5, 6] = 1, -2
+    cropped = CropNonzerod(["image"])({"image": image})["image"]
+    assert cropped.shape == (2, 4, 4) and torch.equal(cropped.affine[:2, -1], torch.tensor([2.0, 3.0]).double())
+    empty = CropNonzerod(["image"])({"image": MetaTensor(torch.zeros(1, 3, 4), affine=torch.eye(4).double())})
+    assert empty["image"].shape == (1, 3, 4)
 
 
-def test_contrast_keeps_mean_and_range() -> None:
-    image = torch.rand(2, 30, 30)
-    transform = RandContrastd(["image"], prob=1, range=(0.75, 0.75))
-    changed = transform({"image": image})["image"]
-    assert torch.allclose(changed.mean((1, 2)), image.mean((1, 2)), atol=1e-5)
-    assert torch.allclose(changed.std((1, 2)), 0.75 * image.std((1, 2)), atol=1e-5)
-    stretched = RandContrastd(["image"], prob=1, range=(1.25, 1.25))({"image": image})["image"]
-    assert stretched.min() >= image.min() and stretched.max() <= image.max()
+def test_image_dims() -> None:
+    assert (image_dims(2, None), image_dims(2, "null"), image_dims(2, 0), image_dims(3, None)) == (2, 2, 3, 3)
 
 
 @pytest.mark.parametrize("bad", [[16, 20, 16], [16, 16], 16, [0, 8, 8]])
 def test_patch_sizes_that_the_network_cannot_take(bad: object) -> None:
-    check_patch_size([16, 24, 8], 3, 8)
+    check_patch_size([16, 24, 8], 3)
     with pytest.raises(UserError, match="patch_size"):
-        check_patch_size(bad, 3, 8)
+        check_patch_size(bad, 3)
+
+
+def test_patch_sizes_follow_the_strides() -> None:
+    strides = [[2, 2, 1], [2, 2, 1], [2, 2, 2]]
+    check_patch_size([16, 24, 2], 3, strides)
+    with pytest.raises(UserError, match=r"multiple of \[8, 8, 2\]; nearest: \[16, 24, 4\]"):
+        check_patch_size([16, 24, 3], 3, strides)
+    with pytest.raises(UserError, match="each stage needs 2 numbers"):
+        check_patch_size([16, 24], 2, strides)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from scripts.engines.inferers import FlipTTAInferer, with_flips
+from scripts.engines.inferers import FlipTTAInferer, sliding_window, with_flips
 from scripts.errors import UserError
 
 
@@ -35,3 +35,26 @@ def test_switch(tta: bool | str, axes: list[int], wrapped: bool) -> None:
     assert isinstance(with_flips(inferer, tta, axes), FlipTTAInferer) is wrapped
     with pytest.raises(UserError, match="tta must be true or false"):
         with_flips(inferer, "perhaps", [0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_volumes(axis: int) -> None:
+    """Every slice goes through a 2D network alone; mirrored axes are those of the slice."""
+    volume = torch.rand(1, 1, 9, 10, 11)
+    seen: list[torch.Size] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.shape)
+        return torch.cat([x, position_weighted(x)], dim=1)
+
+    result = sliding_window([16, 16], tta="true", mirror_axes=[0, 1], slice_axis=axis)(volume, network)
+    assert result.shape == (1, 2, 9, 10, 11) and torch.allclose(result[:, :1], volume, atol=1e-5)
+    assert {shape[2:] for shape in seen} == {(16, 16)}
+    plane = [other for other in range(3) if other != axis]
+    inferer = sliding_window([16, 16], slice_axis=axis, tta=True, mirror_axes=[1])
+    assert inferer.flips == [[], [plane[1] + 2]]
+
+
+def test_windows_of_any_size() -> None:
+    volume = torch.rand(1, 1, 20, 13, 9)
+    assert torch.allclose(sliding_window([8, 16, 8])(volume, lambda x: 3 * x), 3 * volume, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Which cases a run trains on and which it holds out, from a data set in the MSD layout."""
+"""Which cases a run trains on and which it holds out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .files import case_name
+from .layouts import DatasetDescription, read_dataset
 
-__all__ = ["case_name", "k_fold", "load_cases", "load_dataset_json"]
+__all__ = ["case_files", "case_name", "k_fold", "load_cases", "read_splits"]
 
 NUM_FOLDS = 5
 FOLD_SEED = 12345
@@ -24,67 +26,46 @@ def load_cases(
     in_channels: int,
     labels: Mapping[str, int],
     limit: int | None = None,
-) -> list[dict[str, str]]:
+    splits: str | Path | None = None,
+) -> list[dict[str, Any]]:
     """The training or validation cases of one fold.
 
-    The folds are nnU-Net's: KFold(5, shuffle, seed 12345) on the sorted case names. With ``fold="all"``
-    every case is in both sections.
+    The folds are nnU-Net's: KFold(5, shuffle, seed 12345) on the sorted case names, or on the sorted patients
+    where dataset.json names them, so that no patient is on both sides. With ``fold="all"`` every case is in
+    both sections.
 
     Args:
-        dataset_dir: folder with MSD's dataset.json ("training": [{"image", "label"}, …]).
+        dataset_dir: folder with a dataset.json, in the MSD layout or nnU-Net's (see layouts.read_dataset).
         section: "training" or "validation".
-        fold: 0 to 4, or "all".
+        fold: 0 to 4, or "all"; with ``splits`` any of the file's.
         in_channels, labels: what the config declares; compared with dataset.json.
         limit: take only the first cases, for a quick trial.
+        splits: the user's own folds, as nnU-Net's splits_final.json: [{"train": [names], "val": [names]}, …].
 
     Returns:
-        A list of {"image": path, "label": path}, sorted by case name.
+        [{"name", "image": path or [a path per channel], "label": path}, …], sorted by name.
 
     Raises:
-        UserError: dataset.json is missing, broken or contradicts the config, a file that it names is
-            missing, or the fold does not exist.
+        UserError: dataset.json or the split file is missing, broken or contradicts the config or the other, a
+            file of a case is missing, or the fold does not exist.
     """
-    dataset_dir = Path(dataset_dir)
-    description = load_dataset_json(dataset_dir)
-    _check_against_config(dataset_dir / "dataset.json", description, in_channels, labels)
-    cases = _existing_cases(dataset_dir, description["training"])
+    dataset = read_dataset(dataset_dir)
+    _check_against_config(dataset, in_channels, labels)
+    _check_files(dataset)
+    names = [case["name"] for case in dataset.cases]
     if str(fold) != "all":
-        if str(fold) not in map(str, range(NUM_FOLDS)):
-            raise UserError(f"fold must be 0 to {NUM_FOLDS - 1} or 'all', not {fold!r}")
-        if len(cases) < NUM_FOLDS:
-            raise UserError(
-                f"{dataset_dir} has {len(cases)} training case(s), too few for {NUM_FOLDS} folds: use --fold all"
-            )
-        training, validation = k_fold(len(cases))[int(fold)]
-        cases = [cases[i] for i in (training if section == "training" else validation)]
-    return cases[:limit]
+        folds = _own_folds(Path(splits), names) if _is_given(splits) else _patient_folds(dataset, names)
+        if str(fold) not in map(str, range(len(folds))):
+            raise UserError(f"fold must be 0 to {len(folds) - 1} or 'all', not {fold!r}")
+        names = folds[int(fold)][section == "validation"]
+    chosen = set(names)
+    return [case for case in dataset.cases if case["name"] in chosen][:limit]
 
 
-def load_dataset_json(dataset_dir: Path) -> dict[str, Any]:
-    """Read an MSD dataset.json.
-
-    Raises:
-        UserError: the folder or file is missing, or is not such a file.
-    """
-    path = dataset_dir / "dataset.json"
-    if not dataset_dir.is_dir():
-        raise UserError(f"the data set folder {dataset_dir} does not exist: give it with --dataset_dir")
-    if not path.is_file():
-        raise UserError(f"{path} is missing: --dataset_dir must be a folder in the MSD layout (dataset.json in it)")
-    try:
-        description = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    training = description.get("training") if isinstance(description, dict) else None
-    if not training or not all(isinstance(c, dict) and {"image", "label"} <= c.keys() for c in training):
-        raise UserError(f'{path} needs a list "training" of {{"image": …, "label": …}}')
-    return description
-
-
-def case_name(path: str | Path) -> str:
-    """File name without its ending: /a/case_1.nii.gz -> case_1."""
-    name = Path(path).name
-    return name[: -len(".nii.gz")] if name.endswith(".nii.gz") else Path(name).stem
+def case_files(case: Mapping[str, Any]) -> list[str]:
+    """All files of a case: the image's, one or one per channel, then the label's if there is one."""
+    image = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+    return image + ([case["label"]] if "label" in case else [])
 
 
 def k_fold(count: int, folds: int = NUM_FOLDS, seed: int = FOLD_SEED) -> list[tuple[list[int], list[int]]]:
@@ -95,22 +76,77 @@ def k_fold(count: int, folds: int = NUM_FOLDS, seed: int = FOLD_SEED) -> list[tu
     return [([i for i in range(count) if i not in part], sorted(part)) for part in parts]
 
 
-def _existing_cases(dataset_dir: Path, training: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    cases = [{key: str(dataset_dir / case[key]) for key in ("image", "label")} for case in training]
-    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
+    """The folds of a split file, each {"train": [case names], "val": [case names]}, as nnU-Net's splits_final.json.
+
+    Raises:
+        UserError: the file is missing, broken or no such list.
+    """
+    try:
+        splits = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the split file {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(splits, list) or not splits or not all(_is_split(split) for split in splits):
+        raise UserError(f'{file} must be a list of folds {{"train": [case names], "val": [case names]}}')
+    return splits
+
+
+def _patient_folds(dataset: DatasetDescription, names: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Case names (training, validation) of each fold; a case without a patient is a patient of its own."""
+    patient_of = {name: dataset.patients.get(name, name) for name in names}
+    patients = sorted(set(patient_of.values()))
+    if len(patients) < NUM_FOLDS:
+        unit = "patient" if dataset.patients else "training case"
+        raise UserError(
+            f"{dataset.folder} has {len(patients)} {unit}(s), too few for {NUM_FOLDS} folds: use --fold all"
+        )
+    folds = []
+    for _, held_out in k_fold(len(patients)):
+        held = {patients[i] for i in held_out}
+        sides = [[name for name in names if (patient_of[name] in held) == side] for side in (False, True)]
+        folds.append((sides[0], sides[1]))
+    return folds
+
+
+def _own_folds(file: Path, names: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    splits = read_splits(file)
+    for fold, split in enumerate(splits):
+        unknown = sorted({*split["train"], *split["val"]} - set(names))
+        if unknown:
+            raise UserError(f"{file}, fold {fold}: the data set has no case {', '.join(unknown[:10])}")
+        both = sorted({*split["train"]} & {*split["val"]})
+        if both:
+            raise UserError(f"{file}, fold {fold}: {', '.join(both[:10])} in both train and val")
+    return [(split["train"], split["val"]) for split in splits]
+
+
+def _is_split(split: Any) -> bool:
+    return isinstance(split, dict) and all(
+        isinstance(split.get(key), list) and all(isinstance(name, str) for name in split[key])
+        for key in ("train", "val")
+    )
+
+
+def _is_given(splits: str | Path | None) -> bool:
+    return splits is not None and str(splits).lower() not in ("", "null", "none")
+
+
+def _check_files(dataset: DatasetDescription) -> None:
+    missing = [path for case in dataset.cases for path in case_files(case) if not Path(path).is_file()]
     if missing:
         shown = "\n  ".join(missing[:10]) + (f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise UserError(f"{dataset_dir}/dataset.json names {len(missing)} file(s) that are missing:\n  {shown}")
-    return sorted(cases, key=lambda case: case_name(case["image"]))
+        raise UserError(f"{dataset.file} names {len(missing)} file(s) that are missing:\n  {shown}")
 
 
-def _check_against_config(
-    path: Path, description: Mapping[str, Any], in_channels: int, labels: Mapping[str, int]
-) -> None:
+def _check_against_config(dataset: DatasetDescription, in_channels: int, labels: Mapping[str, int]) -> None:
     hint = "use the task overlay made for this data set (configs/tasks/*.json)"
-    channels = description.get("modality") or description.get("channel_names")
+    channels = dataset.channel_names
     if channels and len(channels) != in_channels:
-        raise UserError(f"{path} declares {len(channels)} channel(s), the config has in_channels={in_channels}: {hint}")
-    declared = {int(value) for value in description.get("labels", {}) if str(value).isdigit()} - {0}
-    if declared and declared != set(labels.values()):
-        raise UserError(f"{path} declares the labels {sorted(declared)}, the config has {dict(labels)}: {hint}")
+        raise UserError(
+            f"{dataset.file} declares {len(channels)} channel(s), the config has in_channels={in_channels}: {hint}"
+        )
+    if dataset.labels and set(dataset.labels.values()) != set(labels.values()):
+        declared = sorted(dataset.labels.values())
+        raise UserError(f"{dataset.file} declares the labels {declared}, the config has {dict(labels)}: {hint}")

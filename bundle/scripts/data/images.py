@@ -1,62 +1,87 @@
-"""Reading and writing of images and label maps: NIfTI through nibabel, PNG and JPEG through Pillow."""
+"""Images and label maps as tensors: loading and checking a case, saving predictions on the image's grid."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor, NibabelReader, PILReader
-from monai.transforms import LoadImage, MapTransform
-from PIL import Image
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
 from ..errors import UserError
+from .files import (
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    case_name,
+    image_suffix,
+    list_images,
+    prediction_suffix,
+    replacing,
+)
+from .formats import RawImage, channel_conflicts, drop_slice_axis, read_raw
+from .geometry import affine_problem, grid_conflict
+from .writing import copy_tiff_spacing, write_like
 
-__all__ = ["LoadCased", "image_suffix", "list_images", "load_image", "save_label_map", "save_probabilities"]
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+__all__ = [
+    "NIFTI_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "LoadCased",
+    "case_name",
+    "first_file",
+    "image_suffix",
+    "list_images",
+    "load_image",
+    "prediction_suffix",
+    "replacing",
+    "save_label_map",
+    "save_probabilities",
+]
 
 
 class LoadCased(MapTransform):
     """Load a case's image and label channel-first and check them, so that nothing later fails obscurely.
 
-    Pictures are read as (channels, height, width), volumes in the voxel order of their file.
+    Pictures are read as (channels, height, width), volumes in the voxel order of their file. A label lies on
+    its image's grid: it takes over the image's affine, which may differ by a rounding of the header.
 
     Args:
-        keys: "image" and, where there is one, "label".
-        spatial_dims: 2 or 3.
+        keys: "image" (a path, or one path per channel) and, where there is one, "label".
+        spatial_dims: of the image files, 2 or 3.
         in_channels: channels the image must have.
         labels: name -> value of every foreground label; 0 is the background.
+        ignore_label: value of voxels that nobody labelled, or None.
 
     Raises:
         UserError: a file is missing, broken, or of another size, dimension or number of channels than it
-            should be; the image holds NaN or one constant value; the label has undeclared values.
+            should be; channels or label lie on another grid; the image holds NaN or nothing but constant
+            channels; the label has undeclared values.
     """
 
     def __init__(
-        self, keys: Sequence[Hashable], spatial_dims: int, in_channels: int, labels: Mapping[str, int]
+        self,
+        keys: Sequence[Hashable],
+        spatial_dims: int,
+        in_channels: int,
+        labels: Mapping[str, int],
+        ignore_label: int | None = None,
     ) -> None:
         super().__init__(keys)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.values = {0, *labels.values()}
+        self.values = {0, *labels.values()} | ({ignore_label} - {None})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.keys:
-            case[key] = load_image(case[key], self.spatial_dims)
+            case[key] = load_image(case[key], self.spatial_dims, label=key == "label")
             check = self._check_label if key == "label" else self._check_image
-            check(case[key], data[key])
-        if {"image", "label"} <= set(self.keys) and case["image"].shape[1:] != case["label"].shape[1:]:
-            raise UserError(
-                f"{data['image']} is {tuple(case['image'].shape[1:])} but its label {data['label']} is "
-                f"{tuple(case['label'].shape[1:])}: they must have the same size"
-            )
+            check(case[key], first_file(data[key]))
+        if {"image", "label"} <= set(self.keys):
+            _check_grids(case["image"], case["label"], first_file(data["image"]), data["label"])
+            case["label"].affine = case["image"].affine
         return case
 
     def _check_image(self, image: torch.Tensor, path: str) -> None:
@@ -64,7 +89,7 @@ class LoadCased(MapTransform):
             raise UserError(f"{path} has {image.shape[0]} channel(s), the network takes {self.in_channels}")
         if not image.isfinite().all():
             raise UserError(f"{path} holds NaN or infinite values: repair the image or leave the case out")
-        if any(channel.min() == channel.max() for channel in image):
+        if all(channel.min() == channel.max() for channel in image):
             raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
 
     def _check_label(self, label: torch.Tensor, path: str) -> None:
@@ -76,108 +101,92 @@ class LoadCased(MapTransform):
             raise UserError(f"{path} holds the label value(s) {shown}; declared are {sorted(self.values)}")
 
 
-def image_suffix(path: str | Path) -> str | None:
-    """The ending of a readable image file, lower case (".nii.gz", ".png", …), or None."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in NIFTI_SUFFIXES + PICTURE_SUFFIXES if name.endswith(suffix)), None)
+def first_file(image: str | Path | Sequence[str | Path]) -> str:
+    """The file of an image, the first one where every channel has its own."""
+    return str(image if isinstance(image, (str, Path)) else image[0])
 
 
-def list_images(path: str | Path) -> list[Path]:
-    """The image files of a folder, sorted, or the one file that ``path`` is.
-
-    Raises:
-        UserError: there is no such file or folder, or no readable image in it.
-    """
-    path = Path(path)
-    readable = ", ".join(NIFTI_SUFFIXES + PICTURE_SUFFIXES)
-    if path.is_file():
-        if image_suffix(path) is None:
-            raise UserError(f"{path} is not an image that can be read ({readable})")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"the input {path} does not exist: give a file or a folder with --input_dir")
-    images = sorted(file for file in path.iterdir() if file.is_file() and image_suffix(file))
-    if not images:
-        raise UserError(f"the input folder {path} holds no image ({readable})")
-    return images
-
-
-def load_image(path: str | Path, spatial_dims: int) -> MetaTensor:
+def load_image(path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False) -> MetaTensor:
     """Load one image channel-first as float32.
 
+    A volume of one slice counts as a 2D image where ``spatial_dims`` is 2.
+
+    Args:
+        path: the file, or the files of the channels in their order.
+        spatial_dims: 2 or 3.
+        label: a label map: palette pictures give their indices.
+
+    Returns:
+        (channels, *spatial) with its affine (voxel index -> RAS millimetres, identity for pictures) and
+        meta["filename_or_obj"], the (first) file.
+
     Raises:
-        UserError: the file is missing, cannot be read, or has other spatial dimensions.
+        UserError: a file is missing, cannot be read, has other spatial dimensions or no usable affine, or the
+            channels' sizes or affines differ.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    picture = image_suffix(path) in PICTURE_SUFFIXES
-    # reverse_indexing=False keeps a picture's rows and columns as a person sees them.
-    reader = PILReader(reverse_indexing=False) if picture else NibabelReader()
-    try:
-        image = LoadImage(reader=reader, image_only=True, ensure_channel_first=True)(path)
-    except Exception as error:  # each reader has its own errors for a broken file
-        raise UserError(f"{path} cannot be read as an image: {_root_cause(error)}") from error
-    if image.ndim - 1 != spatial_dims:
-        raise UserError(f"{path} has {image.ndim - 1} spatial dimensions, the network takes {spatial_dims}")
-    return image
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    images = [read_raw(file, label) for file in paths]
+    if conflicts := channel_conflicts(paths, images):
+        raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
+    arrays = [image.array.astype(np.float32) for image in images]
+    raw = RawImage(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), images[0].affine)
+    return _to_tensor(raw, spatial_dims, str(paths[0]))
 
 
 def save_label_map(path: Path, label_map: np.ndarray, like: str | Path) -> None:
-    """Write a label map on the grid of the image it was made from; NIfTI keeps that image's geometry.
+    """Write a label map on the grid of the image it was made from, whose geometry it keeps.
 
     Args:
-        path: where to write, ending in .nii.gz, .nii or .png.
-        label_map: integers, in the shape of the image file.
+        path: where to write; its ending is prediction_suffix(like).
+        label_map: integers >= 0, in the shape of the image file (a one-slice volume also without that axis).
         like: the image file.
     """
-    dtype = np.uint8 if label_map.max(initial=0) <= np.iinfo(np.uint8).max else np.uint16
-    label_map = label_map.astype(dtype)
+    label_map = label_map.astype(np.min_scalar_type(int(label_map.max(initial=0))))
     with replacing(path) as temporary:
-        if image_suffix(path) in PICTURE_SUFFIXES:
-            Image.fromarray(label_map).save(temporary)
-        else:
-            _save_nifti(temporary, label_map, like)
+        write_like(temporary, label_map, like)
+    copy_tiff_spacing(path, like)
 
 
 def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) -> None:
-    """Write class probabilities (classes, *spatial), float32: a 4D NIfTI with the classes last, or a .npz."""
+    """Write class probabilities (classes, *spatial), float32.
+
+    NIfTI holds them in 4D with the classes last, NRRD and MetaImage as a vector per voxel; for other images
+    ``path`` ends in .npz, with one array "probabilities".
+    """
     probabilities = probabilities.astype(np.float32)
     with replacing(path) as temporary:
         if path.suffix == ".npz":
             np.savez_compressed(temporary, probabilities=probabilities)
         else:
-            _save_nifti(temporary, np.moveaxis(probabilities, 0, -1), like)
+            write_like(temporary, probabilities, like, channels=True)
 
 
-class replacing:
-    """Write to a temporary file beside ``path`` and rename it at the end: no half-written file is ever seen."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        # The ending stays last: writers choose the format by it.
-        self.temporary = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-def _save_nifti(path: Path, array: np.ndarray, like: str | Path) -> None:
-    original = nib.load(like)
-    header = original.header.copy()
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0  # the image's display window does not suit the new values
-    nib.save(type(original)(array, original.affine, header), path)
+def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:
+    array, affine = raw.array, raw.affine
+    slice_axis = drop_slice_axis(array.shape[1:]) if spatial_dims == 2 else None
+    if slice_axis is not None:
+        array = array.squeeze(slice_axis + 1)
+        if affine is not None:  # the dropped axis moves to the end
+            affine = affine[:, [*(axis for axis in range(3) if axis != slice_axis), slice_axis, 3]]
+    if array.ndim - 1 != spatial_dims:
+        raise UserError(f"{path} has {array.ndim - 1} spatial dimensions, the network takes {spatial_dims}")
+    if affine is not None and (problem := affine_problem(affine)):
+        raise UserError(f"{path} {problem}: repair its header")
+    known = affine is not None
+    affine = torch.from_numpy(affine.copy()) if known else torch.eye(4, dtype=torch.float64)
+    meta = {"filename_or_obj": path, "original_affine": affine.clone(), "spacing_known": known}
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=affine, meta=meta)
 
 
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+def _check_grids(image: MetaTensor, label: MetaTensor, image_path: str, label_path: str | Path) -> None:
+    if image.shape[1:] != label.shape[1:]:
+        raise UserError(
+            f"{image_path} is {tuple(image.shape[1:])} but its label {label_path} is {tuple(label.shape[1:])}: "
+            "they must have the same size"
+        )
+    known = image.meta["spacing_known"] and label.meta["spacing_known"]
+    if known and (conflict := grid_conflict(label.affine.numpy(), image.affine.numpy())):
+        raise UserError(
+            f"{label_path} does not lie on the grid of its image {image_path} ({conflict}): if the voxels do "
+            "belong together, copy the image's header to the label"
+        )

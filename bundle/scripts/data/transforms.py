@@ -1,137 +1,163 @@
-"""The transforms of training, evaluation and inference, as lists that a config puts together."""
+"""From a loaded case to what the network sees: crop, orientation, intensity, spacing; all of it can be undone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
-from monai.transforms import (
-    MapTransform,
-    NormalizeIntensityd,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandomizableTransform,
-    RandScaleIntensityd,
-    RandSimulateLowResolutiond,
-    Spacingd,
-    SpatialPadd,
-    Transform,
-)
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Transform
 
-from ..command_line import or_none
+from ..command_line import as_flag, or_none
 from ..errors import UserError
+from .normalization import Normalized, Scheme
+from .resampling import Resampled, with_meta
 
-__all__ = ["RandContrastd", "augmentation", "check_patch_size", "preprocessing"]
+__all__ = ["CropNonzerod", "LabelIndexd", "check_patch_size", "image_dims", "preprocessing"]
+
+IGNORED = -1  # index of voxels that nobody labelled
+FAR_BELOW = -1e4  # logit of a class that is out of the question; float16 still holds it
 
 
 def preprocessing(
-    keys: Sequence[Hashable], spatial_dims: int, spacing: Sequence[float] | str | None
+    keys: Sequence[Hashable],
+    spatial_dims: int,
+    spacing: Sequence[float | None] | str | None,
+    normalization: Sequence[Scheme] | None = None,
+    crop_nonzero: bool | str = False,
+    labels: Mapping[str, int] | None = None,
+    ignore_label: int | None = None,
+    slice_axis: int | None = None,
 ) -> list[Transform]:
-    """Orientation, spacing and intensity, as after loading: what the network sees.
+    """The transforms after loading, in nnU-Net's order: crop, orientation, intensity, spacing.
 
-    Volumes are turned to RAS and resampled to ``spacing`` (image: third-order spline, label: nearest);
-    pictures keep their pixels. Each image channel is z-scored (nnU-Net's rule for everything but CT).
+    Volumes are turned to RAS and resampled to ``spacing`` (see ``Resampled``); pictures keep their pixels.
 
     Args:
         keys: "image" and "label", or "image" alone.
-        spatial_dims: 2 or 3.
-        spacing: voxel size in mm along RAS axes, or None (typed: null) to leave the grid as it is.
+        spatial_dims: of the network, 2 or 3.
+        spacing: voxel size in mm along RAS axes (None for an axis that keeps its own), or None (typed: null) to
+            leave the grid as it is.
+        normalization: one scheme per channel, None: z-scores (see ``normalizer``).
+        crop_nonzero: crop to the bounding box of the voxels that are not 0 in every channel.
+        labels: name -> value; label values become class indices in ascending order of value. None: left alone.
+        ignore_label: value of voxels that nobody labelled, which become -1.
+        slice_axis: axis along which a 2D network walks through volumes, or None.
 
     Raises:
-        UserError: spacing does not have spatial_dims positive entries.
+        UserError: spacing or normalization make no sense.
     """
+    dims = image_dims(spatial_dims, slice_axis)
     transforms: list[Transform] = []
-    if spatial_dims == 3:
+    if labels is not None and "label" in keys:
+        transforms.append(LabelIndexd(["label"], labels, or_none(ignore_label)))
+    if as_flag(crop_nonzero, "crop_nonzero"):
+        transforms.append(CropNonzerod(keys))
+    if dims == 3:
         transforms.append(Orientationd(keys, axcodes="RAS", labels=None))
+    transforms.append(Normalized(["image"], or_none(normalization)))
     spacing = or_none(spacing)
     if spacing is not None:
-        if isinstance(spacing, str) or len(spacing) != spatial_dims or min(spacing) <= 0:
-            raise UserError(f"spacing must be {spatial_dims} positive numbers in mm, not {spacing}")
-        modes = [3 if key == "image" else "nearest" for key in keys]
-        padding = ["nearest" if key == "image" else "border" for key in keys]  # scipy's word and torch's
-        transforms.append(Spacingd(keys, pixdim=spacing, mode=modes, padding_mode=padding))
-    return [*transforms, NormalizeIntensityd("image", channel_wise=True)]
+        sizes = [] if isinstance(spacing, str) else [size for size in spacing if size is not None]
+        if isinstance(spacing, str) or len(spacing) != dims or min(sizes, default=1) <= 0:
+            raise UserError(f"spacing must be {dims} positive numbers in mm, not {spacing}")
+        transforms.append(Resampled(keys, spacing))
+    return transforms
 
 
-def augmentation(spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequence[int]) -> list[Transform]:
-    """nnU-Net's augmentation: a patch of image and label, with foreground in a third of them, then altered.
+def image_dims(spatial_dims: int, slice_axis: int | None) -> int:
+    """Spatial dimensions of the images: 3 for a 2D network that walks through volumes, else the network's."""
+    return spatial_dims if or_none(slice_axis) is None else 3
+
+
+class LabelIndexd(MapTransform):
+    """Label values to class indices: 0 stays the background, the labels follow in ascending order of value.
 
     Args:
-        spatial_dims: 2 or 3.
-        patch_size: size of the patch; smaller images are padded with zeros (the mean, after z-scoring).
-        mirror_axes: spatial axes along which mirror images are as good as the originals.
-    """
-    both, image = ["image", "label"], ["image"]
-    angle = math.radians(180 if spatial_dims == 2 else 30)
-    rotation = {"rotate_range": angle if spatial_dims == 2 else [angle] * 3}
-    scaling = {"scale_range": [(-0.3, 0.4)] * spatial_dims}  # MONAI adds 1: 0.7 to 1.4
-    affine: dict[str, Any] = {"mode": ("bilinear", "nearest"), "padding_mode": "zeros"}
-    return [
-        SpatialPadd(both, patch_size),
-        RandCropByPosNegLabeld(both, "label", spatial_size=patch_size, pos=1, neg=2, num_samples=1),
-        RandAffined(both, prob=0.2, **rotation, **affine),
-        RandAffined(both, prob=0.2, **scaling, **affine),
-        RandGaussianNoised(image, prob=0.1, std=math.sqrt(0.1)),
-        RandGaussianSmoothd(image, prob=0.2, **dict.fromkeys(["sigma_x", "sigma_y", "sigma_z"], (0.5, 1.0))),
-        RandScaleIntensityd(image, factors=0.25, prob=0.15),
-        RandContrastd(image, prob=0.15),
-        RandSimulateLowResolutiond(
-            image,
-            prob=0.25,
-            zoom_range=(0.5, 1.0),
-            upsample_mode="bilinear" if spatial_dims == 2 else "trilinear",
-        ),
-        RandAdjustContrastd(image, prob=0.1, gamma=(0.7, 1.5), retain_stats=True, invert_image=True),
-        RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes),
-    ]
-
-
-class RandContrastd(RandomizableTransform, MapTransform):
-    """Multiply the distance to each channel's mean by a factor in ``range``, within the old minimum and maximum.
-
-    nnU-Net's contrast augmentation; MONAI's RandAdjustContrast is a gamma curve.
+        keys: label maps (1, *spatial).
+        labels: name -> value.
+        ignore_label: value that becomes -1, or None.
     """
 
-    def __init__(self, keys: Sequence[Hashable], prob: float, range: tuple[float, float] = (0.75, 1.25)) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
-        self.range = range
+    def __init__(self, keys: Sequence[Hashable], labels: Mapping[str, int], ignore_label: int | None = None) -> None:
+        super().__init__(keys)
+        values = sorted(labels.values())
+        self.table = torch.zeros(max([*values, ignore_label or 0]) + 1)
+        self.table[values] = torch.arange(1.0, len(values) + 1)
+        if ignore_label is not None:
+            self.table[ignore_label] = IGNORED
 
-    def __call__(self, data: dict[Hashable, Any]) -> dict[Hashable, Any]:
-        data = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            factor = self.R.uniform(*self.range)
-            for key in self.keys:
-                data[key] = _stretch(data[key], factor)
-        return data
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.key_iterator(case):
+            case[key] = with_meta(self.table[case[key].as_tensor().long()], case[key])
+        return case
 
 
-def check_patch_size(patch_size: Sequence[int], spatial_dims: int, multiple: int) -> None:
+class CropNonzerod(MapTransform, InvertibleTransform):
+    """Crop to the bounding box of what is not 0 in "image"; the inverse puts certain background around logits."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        inside = (case["image"] != 0).any(dim=0)
+        box = [_extent(inside, axis) for axis in range(inside.ndim)]
+        for key in self.key_iterator(case):
+            case[key] = self._crop(case[key], box)
+        return case
+
+    def _crop(self, volume: MetaTensor, box: Sequence[tuple[int, int]]) -> MetaTensor:
+        start = [low for low, _ in box]
+        cropped = volume.as_tensor()[(slice(None), *(slice(*extent) for extent in box))]
+        shift = torch.eye(len(start) + 1, dtype=torch.float64)
+        shift[:-1, -1] = torch.tensor(start, dtype=torch.float64)
+        extra = {"start": start, "affine": torch.as_tensor(volume.affine).clone()}
+        result = with_meta(cropped.contiguous(), volume)
+        return self.push_transform(result, orig_size=tuple(volume.shape[1:]), affine=shift, extra_info=extra)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.key_iterator(case):
+            trace = self.pop_transform(case[key])
+            inner = case[key].as_tensor()
+            outer = inner.new_full((len(inner), *trace["orig_size"]), FAR_BELOW)
+            outer[0] = 0
+            where = zip(trace["extra_info"]["start"], inner.shape[1:], strict=True)
+            outer[(slice(None), *(slice(low, low + size) for low, size in where))] = inner
+            case[key] = with_meta(outer, case[key])
+            case[key].affine = trace["extra_info"]["affine"]
+        return case
+
+
+def check_patch_size(
+    patch_size: Sequence[int], spatial_dims: int, strides: Sequence[Sequence[int]] | str | None = None
+) -> None:
     """Refuse a patch that the network cannot take.
 
+    Args:
+        strides: pooling of each stage along each axis; None: three times 2 along every axis.
+
     Raises:
-        UserError: not one positive size per axis, or a size that is not a multiple of ``multiple``.
+        UserError: not one positive size per axis, or a size that is not a multiple of what its axis is pooled by.
     """
     if not isinstance(patch_size, (list, tuple)) or len(patch_size) != spatial_dims:
         raise UserError(f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}")
-    if any(not isinstance(size, int) or size <= 0 or size % multiple for size in patch_size):
-        nearest = [max(multiple, round(size / multiple) * multiple) for size in patch_size]
+    strides = or_none(strides)
+    if strides is not None and any(len(stride) != spatial_dims for stride in strides):
+        raise UserError(f"strides: each stage needs {spatial_dims} numbers, one per axis, not {strides}")
+    multiples = [8] * spatial_dims if strides is None else [prod(axis) for axis in zip(*strides, strict=True)]
+    pairs = list(zip(patch_size, multiples, strict=True))
+    if any(not isinstance(size, int) or size <= 0 or size % multiple for size, multiple in pairs):
+        nearest = [max(multiple, round(float(size) / multiple) * multiple) for size, multiple in pairs]
         raise UserError(
-            f"patch_size {list(patch_size)}: every size must be a positive multiple of {multiple}; nearest: {nearest}"
+            f"patch_size {list(patch_size)}: each size must be a positive multiple of "
+            f"{multiples[0] if len(set(multiples)) == 1 else multiples}; nearest: {nearest}"
         )
 
 
-def _stretch(image: torch.Tensor, factor: float) -> torch.Tensor:
-    axes = tuple(range(1, image.ndim))
-    mean = image.mean(dim=axes, keepdim=True)
-    stretched = (image - mean) * factor + mean
-    return torch.clamp(stretched, image.amin(dim=axes, keepdim=True), image.amax(dim=axes, keepdim=True))
+def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:
+    """First index, and one past the last, at which ``mask`` is set; the whole axis where it never is."""
+    others = [dim for dim in range(mask.ndim) if dim != axis]
+    found = torch.nonzero(mask.amax(dim=others) if others else mask).flatten()
+    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, mask.shape[axis])

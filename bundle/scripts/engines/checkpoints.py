@@ -71,7 +71,7 @@ class SaveCheckpoints:
             "ema_pseudo_dice": metrics["ema_pseudo_dice"],
             "dice": {name: metrics[f"dice_{name}"] for name in self.labels},
         }
-        self._write("model.pt", self.network.state_dict())
+        self._write("model.pt", self._weights())
 
     def _everything(self, trainer: Engine) -> dict[str, Any]:
         return {
@@ -85,7 +85,11 @@ class SaveCheckpoints:
         }
 
     def _end_run(self, trainer: Engine) -> None:
-        self._write("model_final.pt", self.network.state_dict())
+        self._write("model_final.pt", self._weights())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """On the CPU, so that they load where there is no GPU."""
+        return {name: value.cpu() for name, value in self.network.state_dict().items()}
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if is_main_process():
@@ -187,7 +191,10 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     old = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [f"{key} was {old.get(key)}, now {value}" for key, value in settings.items() if old.get(key) != value]
+    # A run of an older version may not have noted everything.
+    changed = [
+        f"{key} was {old[key]}, now {settings[key]}" for key in settings if old.get(key, settings[key]) != settings[key]
+    ]
     if changed:
         raise UserError(f"the run in {path.parent} cannot go on with other settings: {'; '.join(changed)}")
 

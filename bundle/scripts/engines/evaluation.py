@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor, decollate_batch
 
-from ..data.datalist import case_name
-from ..data.images import replacing
+from ..command_line import or_none
+from ..data.files import case_name
+from ..data.geometry import spacing_of
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
-from ..metrics import METRICS, case_scores
+from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
 
 __all__ = ["SaveScores"]
 
@@ -35,11 +30,21 @@ class SaveScores:
     Args:
         output_dir: where the two files go.
         labels: name -> value of the foreground classes.
+        regions: name -> names of the labels whose union is scored too.
+        ignore_label: value of voxels that are left out, or None.
     """
 
-    def __init__(self, output_dir: str, labels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        labels: Mapping[str, int],
+        regions: Mapping[str, Sequence[str]] | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
+        self.regions = dict(regions or {})
+        self.ignore_label = or_none(ignore_label)
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -57,64 +62,29 @@ class SaveScores:
             ) from error
 
     def _score(self, engine: Engine) -> None:
-        items = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
-        for item in items:
-            path = item["image"].meta["filename_or_obj"]
-            prediction, label = item["pred"][0].cpu(), item["label"][0].cpu()
-            scores = case_scores(prediction, label, self.labels, voxel_size(item["label"]))
-            self.rows += [
-                {"case": case_name(path), "file": str(path), "class": name, **values} for name, values in scores.items()
-            ]
+        outputs, batches = (
+            items if isinstance(items, list) else decollate_batch(items)
+            for items in (engine.state.output, engine.state.batch)
+        )
+        for item, batch in zip(outputs, batches, strict=True):
+            file = str(item["image"].meta["filename_or_obj"])
+            name = batch.get("name") or case_name(file)
+            prediction, label = (item[key][0].cpu().numpy() for key in ("pred", "label"))
+            scores = case_scores(
+                prediction, label, self.labels, voxel_size(item["label"]), self.regions, self.ignore_label
+            )
+            self.rows += [{"case": name, "class": group, **values, "file": file} for group, values in scores.items()]
 
     def _finish(self, engine: Engine) -> None:
         rows = sorted(gather_objects(self.rows), key=lambda row: row["case"])
         if not is_main_process():
             return
-        summary = {name: _summary([row for row in rows if row["class"] == name]) for name in self.labels}
-        report = {"cases": len({row["case"] for row in rows}), "classes": summary, "per_case": rows}
-        with replacing(self.output_dir / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["case", "class", *METRICS, "file"])
-            writer.writeheader()
-            writer.writerows(rows)
-        with replacing(self.output_dir / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(_nan_to_none(report), indent=2) + "\n")
-        logger.info(_table(report["cases"], summary) + f"\nwritten: {self.output_dir}/metrics.csv, metrics.json")
+        summary, cases = summarize(rows), len({row["case"] for row in rows})
+        write_csv(self.output_dir / "metrics.csv", rows)
+        write_json(self.output_dir / "metrics.json", {"cases": cases, "classes": summary, "per_case": rows})
+        logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
 
 
-def voxel_size(image: torch.Tensor) -> list[float]:
-    """Voxel size along each axis in mm; 1 (pixels) for pictures, which have none."""
-    dims = image.ndim - 1
-    if not isinstance(image, MetaTensor):
-        return [1.0] * dims
-    return np.linalg.norm(np.asarray(image.affine)[:3, :dims], axis=0).tolist()
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
-    """Mean, SD and number of the defined values of each metric."""
-    result = {}
-    for metric in METRICS:
-        values = [row[metric] for row in rows if not math.isnan(row[metric])]
-        result[metric] = {
-            "mean": statistics.fmean(values) if values else math.nan,
-            "sd": statistics.stdev(values) if len(values) > 1 else math.nan,
-            "defined": len(values),
-        }
-    return result
-
-
-def _table(cases: int, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    width = max(map(len, summary)) + 2
-    lines = [f"{cases} cases, mean ± SD", " " * width + "".join(f"{metric:>20}" for metric in METRICS)]
-    for name, metrics in summary.items():
-        cells = (f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in metrics.values())
-        lines.append(name.ljust(width) + "".join(f"{cell:>20}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _nan_to_none(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def voxel_size(image: MetaTensor) -> list[float] | None:
+    """Voxel size along each axis in mm; None for pictures, which have none."""
+    return spacing_of(image.affine.numpy(), image.ndim - 1) if bool(image.meta["spacing_known"]) else None

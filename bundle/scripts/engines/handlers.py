@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -14,7 +17,8 @@ from monai.engines import IterationEvents
 from monai.utils import set_determinism
 
 from ..command_line import or_none
-from ..distributed import rank, world_size
+from ..data.files import replacing
+from ..distributed import is_main_process, rank, world_size
 
 __all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "seed_run"]
 
@@ -96,10 +100,18 @@ class ValidationScores:
 
 
 class EpochLog:
-    """One line per epoch (loss, learning rate, Dice per class by name, time), and where the files are at the end.
+    """One line per epoch for a person (loss, learning rate, Dice per class by name, time), the same and more as a
+    line of log.jsonl for programs, and where the files are at the end.
+
+    Comes after the ValidationHandler, whose scores it reads, and before SaveCheckpoints: so a run that is killed
+    between the two repeats an epoch, whose line is then replaced, and never lacks one.
+
+    A line of log.jsonl: {"epoch", "loss", "lr", "seconds" (with validation), "samples_per_second" (of training, all
+    processes together), "data_seconds" (time that training waited for data)} and, for an epoch with a validation,
+    {"dice": {name: value}, "pseudo_dice", "ema_pseudo_dice"}; null for a value that is not a number.
 
     Args:
-        output_dir: the run's folder, named in the closing summary.
+        output_dir: the run's folder.
         evaluator: the engine that validates.
         labels: name -> value of the foreground classes.
     """
@@ -108,33 +120,56 @@ class EpochLog:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.names = sorted(labels, key=lambda name: labels[name])
-        self.losses: list[float] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_waiting)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._stop_waiting)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         engine.add_event_handler(Events.COMPLETED, self._log_summary)
 
     def _start_epoch(self, engine: Engine) -> None:
-        self.losses, self.start = [], time.perf_counter()
+        self.losses: list[torch.Tensor] = []
+        self.samples, self.waited = 0, 0.0
+        self.start = self.trained = self.asked = time.perf_counter()
         self.learning_rate = engine.optimizer.param_groups[0]["lr"]
 
-    def _add_loss(self, engine: Engine) -> None:
+    def _start_waiting(self, engine: Engine) -> None:
+        self.asked = time.perf_counter()
+
+    def _stop_waiting(self, engine: Engine) -> None:
+        self.waited += time.perf_counter() - self.asked
+
+    def _end_iteration(self, engine: Engine) -> None:
         self.losses.append(engine.state.output["loss"].detach())
+        self.samples += len(engine.state.batch["image"]) * world_size()
+        self.trained = time.perf_counter()
 
-    def _log_epoch(self, engine: Engine) -> None:
-        parts = [f"epoch {engine.state.epoch}/{engine.state.max_epochs}"]
-        parts += [f"loss {torch.stack(self.losses).mean():.4f}", f"lr {self.learning_rate:.3g}"]
+    def _end_epoch(self, engine: Engine) -> None:
+        record: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "loss": float(torch.stack(self.losses).mean()),
+            "lr": self.learning_rate,
+        }
         if self.evaluator.state.epoch == engine.state.epoch:
-            parts.append(self._dice())
-        parts.append(f"{time.perf_counter() - self.start:.1f} s")
-        logger.info(" | ".join(parts))
+            metrics = self.evaluator.state.metrics
+            record["dice"] = {name: metrics[f"dice_{name}"] for name in self.names}
+            record |= {name: metrics[name] for name in ("pseudo_dice", "ema_pseudo_dice")}
+        record["seconds"] = time.perf_counter() - self.start
+        record["samples_per_second"] = self.samples / (self.trained - self.start)
+        record["data_seconds"] = self.waited
+        if is_main_process():
+            self._write(record)
+        logger.info(_epoch_line(record, engine.state.max_epochs))
 
-    def _dice(self) -> str:
-        metrics = self.evaluator.state.metrics
-        dice = " ".join(f"{name} {metrics[f'dice_{name}']:.4f}" for name in self.names)
-        return f"Dice {dice} | pseudo-Dice {metrics['pseudo_dice']:.4f} EMA {metrics['ema_pseudo_dice']:.4f}"
+    def _write(self, record: Mapping[str, Any]) -> None:
+        """Add a line to log.jsonl, in place of those of this epoch and later ones."""
+        path = self.output_dir / "log.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        with replacing(path) as temporary:
+            temporary.write_text("\n".join([*kept, json.dumps(_without_nan(record))]) + "\n")
 
     def _log_summary(self, engine: Engine) -> None:
         best = getattr(engine.state, "best_scores", None)
@@ -146,3 +181,18 @@ class EpochLog:
         lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
         lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")
         logger.info("\n".join(lines))
+
+
+def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    parts = [f"epoch {record['epoch']}/{epochs}", f"loss {record['loss']:.4f}", f"lr {record['lr']:.3g}"]
+    if "dice" in record:
+        parts.append("Dice " + " ".join(f"{name} {dice:.4f}" for name, dice in record["dice"].items()))
+        parts.append(f"pseudo-Dice {record['pseudo_dice']:.4f} EMA {record['ema_pseudo_dice']:.4f}")
+    return " | ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

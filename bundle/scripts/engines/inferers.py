@@ -1,4 +1,4 @@
-"""Test-time augmentation by mirroring, around any MONAI inferer."""
+"""Sliding windows over images of any size, slice by slice for a 2D network, and mirroring around them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import chain, combinations
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 
-from ..command_line import as_flag
+from ..command_line import as_flag, or_none
 
-__all__ = ["FlipTTAInferer", "with_flips"]
+__all__ = ["FlipTTAInferer", "sliding_window", "with_flips"]
 
 
 class FlipTTAInferer(Inferer):
@@ -35,8 +35,36 @@ class FlipTTAInferer(Inferer):
         total = self.inferer(inputs, network, *args, **kwargs)
         for axes in self.flips[1:]:
             mirrored = self.inferer(torch.flip(inputs, axes), network, *args, **kwargs)
-            total = total + torch.flip(mirrored, axes)
+            total = total + torch.flip(mirrored, axes).to(total.device)  # large ones may have moved to the CPU
         return total / len(self.flips)
+
+
+def sliding_window(
+    patch_size: Sequence[int],
+    overlap: float = 0.5,
+    sw_batch_size: int = 4,
+    tta: bool | str = False,
+    mirror_axes: Sequence[int] = (),
+    slice_axis: int | None = None,
+) -> Inferer:
+    """Windows of the patch's size with Gaussian weights, as nnU-Net; where a GPU has no room for the logits of a
+    whole image, they are collected on the CPU.
+
+    Args:
+        patch_size: of the network's dimensions.
+        overlap: of neighbouring windows, as a share of their size.
+        sw_batch_size: windows that the network gets at once.
+        tta: also average over the mirror images.
+        mirror_axes: axes of the patch that ``tta`` mirrors.
+        slice_axis: axis along which a 2D network walks through volumes, or None.
+    """
+    options: dict[str, Any] = {"sw_batch_size": sw_batch_size, "overlap": overlap, "mode": "gaussian"}
+    slice_axis, axes = or_none(slice_axis), list(mirror_axes)
+    inferer: SlidingWindowInferer = SlidingWindowInfererAdapt(roi_size=patch_size, **options)
+    if slice_axis is not None:
+        inferer = SliceInferer(spatial_dim=slice_axis, roi_size=patch_size, **options)
+        axes = [axis + (axis >= slice_axis) for axis in axes]  # of the patch -> of the volume
+    return with_flips(inferer, tta, axes)
 
 
 def with_flips(inferer: Inferer, tta: bool | str, axes: Sequence[int]) -> Inferer:

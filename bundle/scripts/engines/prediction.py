@@ -16,8 +16,9 @@ from monai.transforms import MapTransform
 from tqdm import tqdm
 
 from ..command_line import as_flag
-from ..data.datalist import case_name
-from ..data.images import NIFTI_SUFFIXES, image_suffix, list_images, save_label_map, save_probabilities
+from ..data.datalist import case_files
+from ..data.files import ITK_SUFFIXES, NIFTI_SUFFIXES, image_suffix, list_images, prediction_suffix, split_channel
+from ..data.images import case_name, first_file, save_label_map, save_probabilities
 from ..distributed import is_main_process, shard
 from ..errors import UserError, find_user_error
 
@@ -27,41 +28,75 @@ logger = logging.getLogger("lightm_unet")
 
 
 def input_cases(
-    input_dir: str | None, output_dir: str, skip_existing: bool | str = False, overwrite: bool | str = False
-) -> list[dict[str, str]]:
-    """The images this process is to predict: [{"image": path}, …].
+    input_dir: str | None,
+    output_dir: str,
+    skip_existing: bool | str = False,
+    overwrite: bool | str = False,
+    in_channels: int = 1,
+) -> list[dict[str, Any]]:
+    """The cases this process is to predict: [{"name", "image": path or [a path per channel]}, …].
+
+    Files named CASE_0000.ext, CASE_0001.ext, … are the channels of one case (nnU-Net's imagesTs), if all files
+    are named so; else every file is a case.
 
     Args:
         input_dir: a folder, or one image file.
         output_dir: where the predictions will go.
-        skip_existing: leave out images whose prediction is there.
+        skip_existing: leave out cases whose prediction is there.
         overwrite: allow predictions that are there to be replaced.
+        in_channels: channels that the network takes.
 
     Raises:
-        UserError: no input; two inputs or an input and an output would be one file; predictions are there
-            and neither switch is set; the output folder cannot be written.
+        UserError: no input; a case lacks channels; two inputs or an input and an output would be one file;
+            predictions are there and neither switch is set; the output folder cannot be written.
     """
     if not input_dir:
         raise UserError("give the image or the folder of images to predict with --input_dir")
-    images, folder = list_images(input_dir), Path(output_dir)
-    _check_names(images, folder)
-    existing = {image for image in images if output_path(image, folder).exists()}
+    cases, folder = group_channels(list_images(input_dir), in_channels), Path(output_dir)
+    _check_names(cases, folder)
+    existing = [case for case in cases if output_path(case, folder).exists()]
     if as_flag(skip_existing, "skip_existing"):
-        logger.info(f"skipping {len(existing)} of {len(images)} images, whose predictions exist")
-        images = [image for image in images if image not in existing]
+        logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
+        cases = [case for case in cases if case not in existing]
     elif existing and not as_flag(overwrite, "overwrite"):
         raise UserError(
-            f"{folder} already holds predictions of {len(existing)} of these {len(images)} images: add "
+            f"{folder} already holds predictions of {len(existing)} of these {len(cases)} images: add "
             "--skip_existing true, --overwrite true, or another --output_dir"
         )
     _make_folder(folder)
-    return shard([{"image": str(image)} for image in images])
+    return shard(cases)
 
 
-def output_path(image: str | Path, folder: str | Path) -> Path:
-    """Where an image's prediction goes: its own name, .nii.gz or .nii as it has, .png for every picture."""
-    suffix = image_suffix(image)
-    return Path(folder) / (case_name(image) + (suffix if suffix in NIFTI_SUFFIXES else ".png"))
+def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
+    """Cases from image files: [{"name", "image": path or [a path per channel]}, …].
+
+    Raises:
+        UserError: the files are channels (see input_cases) and cases lack some: names each missing file.
+    """
+    channels: dict[str, dict[int | None, Path]] = {}
+    for image in images:
+        name, channel = split_channel(image)
+        channels.setdefault(name, {})[channel] = image
+    numbers = {number for files in channels.values() for number in files}
+    single = numbers == {0}  # one file a case, which may hold several channels
+    if not single and (None in numbers or max(numbers) >= in_channels):
+        return [{"name": case_name(image), "image": str(image)} for image in images]
+    wanted = range(1 if single else in_channels)
+    missing = [
+        str(min(files.values()).with_name(f"{name}_{number:04d}{image_suffix(min(files.values()))}"))
+        for name, files in channels.items()
+        for number in wanted
+        if number not in files
+    ]
+    if missing:
+        raise UserError(f"the network takes {in_channels} channels, these are missing:\n  " + "\n  ".join(missing))
+    paths = {name: [str(files[number]) for number in wanted] for name, files in channels.items()}
+    return [{"name": name, "image": files[0] if single else files} for name, files in paths.items()]
+
+
+def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
+    """Where a case's prediction goes: its own name, in its image's format (see prediction_suffix)."""
+    return Path(folder) / (case["name"] + prediction_suffix(first_file(case["image"])))
 
 
 class BrokenCase(dict):
@@ -75,7 +110,7 @@ class CaseDataset(Dataset):
         try:
             return super().__getitem__(index)
         except Exception as error:  # whatever it is, the other cases still want their prediction
-            return BrokenCase(file=self.data[index]["image"], error=str(find_user_error(error) or error))
+            return BrokenCase(file=first_file(self.data[index]["image"]), error=str(find_user_error(error) or error))
 
 
 def collate(batch: Sequence[Any]) -> Any:
@@ -126,7 +161,8 @@ class SavePredictiond(MapTransform):
         keys: the label map (1, *spatial), on the grid of the image file.
         output_dir: where to write.
         probabilities_key: class probabilities (classes, *spatial), saved beside the label map as
-            NAME_probabilities.nii.gz (4D) for volumes and NAME_probabilities.npz for pictures; None: not.
+            NAME_probabilities in the image's format for NIfTI (4D), NRRD and MetaImage (a vector per voxel), as
+            .npz for others; None: not.
     """
 
     def __init__(self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None) -> None:
@@ -136,24 +172,30 @@ class SavePredictiond(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"].meta["filename_or_obj"]
-        target = output_path(image, self.output_dir)
+        target = output_path({"name": data.get("name") or case_name(image), "image": image}, self.output_dir)
         for key in self.keys:
             save_label_map(target, data[key][0].cpu().numpy(), like=image)
         if self.probabilities_key:
-            ending = ".nii.gz" if image_suffix(image) in NIFTI_SUFFIXES else ".npz"
-            path = target.with_name(f"{case_name(image)}_probabilities{ending}")
+            path = probabilities_path(target)
             save_probabilities(path, data[self.probabilities_key].cpu().numpy(), like=image)
         return dict(data)
 
 
-def _check_names(images: Sequence[Path], folder: Path) -> None:
-    outputs = {image: output_path(image, folder) for image in images}
-    twice = [path for path, count in Counter(outputs.values()).items() if count > 1]
+def probabilities_path(prediction: Path) -> Path:
+    """Where a prediction's class probabilities go: CASE.nii.gz -> CASE_probabilities.nii.gz, CASE.png -> ….npz."""
+    suffix = image_suffix(prediction)
+    ending = {".nii": ".nii.gz"}.get(suffix, suffix) if suffix in NIFTI_SUFFIXES + ITK_SUFFIXES else ".npz"
+    return prediction.with_name(f"{case_name(prediction)}_probabilities{ending}")
+
+
+def _check_names(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    outputs = [output_path(case, folder) for case in cases]
+    twice = [path for path, count in Counter(outputs).items() if count > 1]
     if twice:
-        clash = ", ".join(str(image) for image, path in outputs.items() if path == twice[0])
+        clash = ", ".join(first_file(case["image"]) for case, path in zip(cases, outputs) if path == twice[0])
         raise UserError(f"{clash} would all be predicted into {twice[0]}: rename them or predict them apart")
-    inputs = {image.resolve() for image in images}
-    if any(path.resolve() in inputs for path in outputs.values()):
+    inputs = {Path(path).resolve() for case in cases for path in case_files(case)}
+    if inputs & {path.resolve() for path in outputs}:
         raise UserError(f"the predictions would overwrite the images in {folder}: give another --output_dir")
 
 

@@ -1,0 +1,257 @@
+"""Dice of LightM-UNet and of other networks, trained by the bundle's own workflow under one budget.
+
+    python benchmarks/accuracy.py --task bundle/configs/tasks/hippocampus.json --dataset_dir DIR \
+        --networks lightm_unet plain_conv_unet --folds 0 1 --iterations 4000
+    python benchmarks/accuracy.py --summary
+
+Each run (network, variant, fold, seed, budget) leaves one JSON file in benchmarks/results/accuracy; a run whose file
+is there is not repeated, so that the tables grow run by run and nothing is lost when one is cut off. A network may
+carry options, `lightm_unet:init_filters=16,scan_order="axes"`; `--set learning_rate=0.0003` changes any id of the
+config, and `--variant NAME` says in the tables what was changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import environment, markdown_table
+
+BENCHMARKS = Path(__file__).resolve().parent
+BUNDLE = BENCHMARKS.parent / "bundle"
+RESULTS = BENCHMARKS / "results" / "accuracy"
+sys.path[:0] = [str(BUNDLE), str(BENCHMARKS)]
+METRICS = ("dice", "hd95")
+# Parts of a data set that the tables also show apart, by how their cases' names start.
+PARTS = {"lung_xray": {"Montgomery": "MCUCXR", "Shenzhen": "CHNCXR"}}
+# Settings that say where things are and change no figure; the network has its own entry.
+OF_THIS_MACHINE = ("network_def", "dataset_dir", "bundle_root", "cache_dir", "num_workers")
+TIMING_ITERATIONS = 60  # of the trial that turns a budget in seconds into one in iterations
+
+Record = dict[str, Any]
+
+
+def main() -> None:
+    args = arguments()
+    if args.summary:
+        print(summary(load_records(args.results)))
+        return
+    for fold in args.folds:
+        for seed in args.seeds:
+            for spec in args.networks:
+                measure(args, spec, fold, seed)
+    print(summary(load_records(args.results)))
+
+
+def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
+    """Train and evaluate once, and write the run's record, unless it is there."""
+    from scripts.data.images import replacing
+
+    task = json.loads(args.task.read_text())
+    budget = f"{args.seconds:g}s" if args.seconds else f"{args.iterations}it"
+    label = spec if not args.variant else f"{spec} {args.variant}"
+    name = "_".join([task["name"], label, f"fold{fold}", f"seed{seed}", budget])
+    path = args.results / (name.translate(str.maketrans(' :=,"/', "------")) + ".json")
+    if path.exists():
+        print(f"{path.name} is there", flush=True)
+        return
+    run_dir = args.run_dir / path.stem
+    settings = config_settings(args, task, spec, fold, seed)
+    iterations = args.iterations
+    if args.seconds:
+        iterations = iterations_in(args, settings, args.seconds, args.run_dir / f"{path.stem}-timing")
+    settings |= epochs(iterations, args.validations)
+    seconds = train(args, settings, run_dir)
+    record = {
+        "task": task["name"],
+        "network": spec,
+        "variant": args.variant,
+        "fold": fold,
+        "seed": seed,
+        "budget": budget,
+        "iterations": iterations,
+        "batch_size": settings.get("batch_size", task["batch_size"]),
+        "settings": {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE},
+        "train_seconds": round(seconds, 1),
+        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "weights": args.weights,
+        "scores": {"tta" if tta else "no_tta": evaluate(args, settings, run_dir, tta) for tta in (False, True)},
+    }
+    record["parameters"] = sum(v.numel() for v in torch.load(run_dir / "model.pt", weights_only=True).values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{path.name}\n{summary([record])}", flush=True)
+
+
+def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str, seed: int) -> dict[str, Any]:
+    """What the run changes in train.json."""
+    name, _, options = spec.partition(":")
+    network = {
+        "_target_": "accuracy_networks.build",
+        "name": name,
+        "spatial_dims": "@spatial_dims",
+        "in_channels": "@in_channels",
+        "out_channels": "$len(@labels) + 1",
+        "patch_size": "@patch_size",
+    }
+    network |= pairs(options.split(",") if options else [])
+    shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
+    shared |= {"network_def": network, "num_workers": args.num_workers, "cache_dir": str(args.run_dir / "preprocessed")}
+    if args.splits:
+        shared["splits"] = str(args.splits)
+    return shared | pairs(args.set)
+
+
+def pairs(items: Iterable[str]) -> dict[str, Any]:
+    """["a=1", "b=x"] -> {"a": 1, "b": "x"}."""
+    result: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        try:
+            result[key] = json.loads(value)
+        except ValueError:
+            result[key] = value
+    return result
+
+
+def epochs(iterations: int, validations: int) -> dict[str, int]:
+    """An epoch of 50 iterations or more, and a validation every so many epochs."""
+    count = max(1, min(iterations // 50, 100))
+    return {
+        "epochs": count,
+        "iterations_per_epoch": iterations // count,
+        "val_interval": max(1, count // validations),
+    }
+
+
+def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> float:
+    """The bundle's training workflow, or the rest of it; returns the seconds of all epochs with their validations."""
+    import monai.bundle
+
+    resume = (run_dir / "checkpoint.pt").exists()
+    if not (run_dir / "model_final.pt").exists():
+        files = configs(args, "train.json")
+        monai.bundle.run("training", config_file=files, output_dir=str(run_dir), resume=resume, **settings)
+    return sum(json.loads(line)["seconds"] for line in (run_dir / "log.jsonl").read_text().splitlines())
+
+
+def iterations_in(args: argparse.Namespace, settings: dict[str, Any], seconds: float, run_dir: Path) -> int:
+    """How many iterations fit in so many seconds: the second epoch of a trial is timed, the first warms up."""
+    trial = settings | {"epochs": 2, "iterations_per_epoch": TIMING_ITERATIONS, "val_interval": 10}
+    train(args, trial, run_dir)
+    last = json.loads((run_dir / "log.jsonl").read_text().splitlines()[-1])
+    return max(100, round(seconds / last["seconds"] * TIMING_ITERATIONS / 100) * 100)
+
+
+def evaluate(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path, tta: bool) -> Record:
+    """The bundle's evaluation of the run's held-out cases: case -> class -> Dice and HD95."""
+    import monai.bundle
+
+    folder = run_dir / ("evaluation_tta" if tta else "evaluation")
+    settings = settings | ({"fold": args.evaluate_fold} if args.evaluate_fold is not None else {})
+    monai.bundle.run(
+        "evaluating",
+        config_file=configs(args, "train.json", "evaluate.json"),
+        output_dir=str(run_dir),
+        evaluation_dir=str(folder),
+        checkpoint=str(run_dir / args.weights),
+        tta=tta,
+        **settings,
+    )
+    scores: Record = defaultdict(dict)
+    for row in json.loads((folder / "metrics.json").read_text())["per_case"]:
+        scores[row["case"]][row["class"]] = {metric: row[metric] for metric in METRICS}
+    return dict(scores)
+
+
+def configs(args: argparse.Namespace, first: str, *rest: str) -> list[str]:
+    """The workflow's files with the task's overlay after train.json."""
+    return [str(BUNDLE / "configs" / first), str(args.task), *(str(BUNDLE / "configs" / name) for name in rest)]
+
+
+def load_records(folder: Path) -> list[Record]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A table a task and budget: mean ± SD over all held-out cases, Dice with TTA unless the heading says otherwise."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["task"], record["budget"]].append(record)
+    parts = []
+    for (task, budget), members in sorted(groups.items()):
+        parts.append(f"{task}, {budget} of training\n\n{_table(members)}")
+    return "\n\n".join(parts) or "no results yet"
+
+
+def _table(records: Sequence[Record]) -> str:
+    rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        rows[record["network"], record["variant"]].append(record)
+    columns = _columns(records[0])
+    header = ["network", "parameters", "iterations", "folds x seeds", "cases", "train s", *columns]
+    body = []
+    for (network, variant), runs in sorted(rows.items()):
+        cells = [f"{network} {variant}".strip(), f"{runs[0]['parameters']:,}"]
+        cells.append(f"{statistics.mean(run['iterations'] for run in runs):,.0f}")
+        cells.append(f"{len({run['fold'] for run in runs})} x {len({run['seed'] for run in runs})}")
+        cells.append(f"{len({case for run in runs for case in run['scores']['tta']})}")
+        cells.append(f"{statistics.mean(run['train_seconds'] for run in runs):.0f}")
+        body.append(cells + [_mean_sd(runs, *column) for column in columns.values()])
+    return markdown_table(header, body)
+
+
+def _columns(record: Record) -> dict[str, tuple[str, str, str, str]]:
+    """Heading -> what stands under it: with TTA or not, class, metric, how the cases' names start."""
+    classes = next(iter(record["scores"]["tta"].values()))
+    columns = {f"{name}, no TTA": ("no_tta", name, "dice", "") for name in classes}
+    columns |= {name: ("tta", name, "dice", "") for name in classes}
+    parts = PARTS.get(record["task"], {})
+    columns |= {f"{name}, {part}": ("tta", name, "dice", start) for name in classes for part, start in parts.items()}
+    return columns | {f"{name}, HD95": ("tta", name, "hd95", "") for name in classes}
+
+
+def _mean_sd(runs: Sequence[Record], kind: str, name: str, metric: str, start: str) -> str:
+    cases = (item for run in runs for item in run["scores"][kind].items())
+    values = [scores[name][metric] for case, scores in cases if case.startswith(start)]
+    values = [value for value in values if value is not None]
+    digits = 4 if metric == "dice" else 2
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}" if values else "-"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--summary", action="store_true", help="print the tables of the records, train nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--task", type=Path, default=BUNDLE / "configs" / "tasks" / "hippocampus.json")
+    parser.add_argument("--dataset_dir", type=Path, help="the task's data")
+    parser.add_argument("--networks", nargs="+", default=["lightm_unet"], help="see accuracy_networks.py")
+    parser.add_argument("--folds", nargs="+", default=["0"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--splits", type=Path, help="split file, such as the lung task's")
+    parser.add_argument("--evaluate_fold", help="score the cases that this fold of the split file holds out instead")
+    parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--seconds", type=float, help="train for so long instead: as many iterations as fit")
+    parser.add_argument("--validations", type=int, default=10, help="validations during a training")
+    parser.add_argument("--weights", default="model.pt", help="which of a run's files is scored")
+    parser.add_argument("--set", nargs="*", default=[], metavar="ID=VALUE", help="ids of the config to change")
+    parser.add_argument("--variant", default="", help="what --set changes, in a word for the tables")
+    parser.add_argument("--run_dir", type=Path, default=Path("output/accuracy"), help="where runs are kept")
+    parser.add_argument("--num_workers", type=int, default=4)
+    args = parser.parse_args()
+    if not args.summary and args.dataset_dir is None:
+        parser.error("give the data set with --dataset_dir (or --summary for the tables)")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The networks that the accuracy benchmark trains, each made for a task's channels, classes and patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn as nn
+
+__all__ = ["BUILDERS", "build", "nnunet_stages"]
+
+SMALLEST_SIZE = 4  # nnU-Net: an axis is pooled while its feature map keeps at least this many voxels
+WIDEST = {2: 512, 3: 320}  # nnU-Net's bound on a stage's features
+# nnU-Net's residual blocks a stage; a shorter network takes the first ones.
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
+
+
+class Task(NamedTuple):
+    """What a network is made for."""
+
+    spatial_dims: int
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, ...]
+
+
+def build(
+    name: str, spatial_dims: int, in_channels: int, out_channels: int, patch_size: Sequence[int], **options: Any
+) -> nn.Module:
+    """A network by its name in BUILDERS; usable as ``_target_`` of a config's network_def."""
+    return BUILDERS[name](Task(spatial_dims, in_channels, out_channels, tuple(patch_size)), **options)
+
+
+def nnunet_stages(task: Task) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Features and strides of each stage by nnU-Net's rule: pool what stays large enough, double up to a bound."""
+    sizes, strides = list(task.patch_size), [(1,) * task.spatial_dims]
+    while any(size % 2 == 0 and size // 2 >= SMALLEST_SIZE for size in sizes):
+        stride = tuple(2 if size % 2 == 0 and size // 2 >= SMALLEST_SIZE else 1 for size in sizes)
+        sizes = [size // step for size, step in zip(sizes, stride)]
+        strides.append(stride)
+    return [min(32 * 2**i, WIDEST[task.spatial_dims]) for i in range(len(strides))], strides
+
+
+def lightm_unet(task: Task, **options: Any) -> nn.Module:
+    from scripts.networks import LightMUNet
+
+    return LightMUNet(task.spatial_dims, task.in_channels, task.out_channels, **options)
+
+
+def plain_conv_unet(task: Task) -> nn.Module:
+    """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(n_conv_per_stage=2, n_conv_per_stage_decoder=2, **_nnunet_arguments(task))
+
+
+def residual_encoder_unet(task: Task) -> nn.Module:
+    """nnU-Net's network of 2024 with a residual encoder."""
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    arguments = _nnunet_arguments(task)
+    blocks = RESIDUAL_BLOCKS[: arguments["n_stages"]]
+    return ResidualEncoderUNet(n_blocks_per_stage=blocks, n_conv_per_stage_decoder=1, **arguments)
+
+
+def segresnet(task: Task, init_filters: int = 32) -> nn.Module:
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(task.spatial_dims, init_filters, task.in_channels, task.out_channels)
+
+
+def dynunet(task: Task) -> nn.Module:
+    """MONAI's version of nnU-Net's network, on the same plan."""
+    from monai.networks.nets import DynUNet
+
+    features, strides = nnunet_stages(task)
+    return DynUNet(
+        task.spatial_dims,
+        task.in_channels,
+        task.out_channels,
+        kernel_size=[3] * len(strides),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=features,
+        norm_name=("INSTANCE", {"affine": True}),
+    )
+
+
+def _nnunet_arguments(task: Task) -> dict[str, Any]:
+    features, strides = nnunet_stages(task)
+    return {
+        "input_channels": task.in_channels,
+        "num_classes": task.out_channels,
+        "n_stages": len(features),
+        "features_per_stage": features,
+        "strides": strides,
+        "conv_op": nn.Conv2d if task.spatial_dims == 2 else nn.Conv3d,
+        "kernel_sizes": 3,
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm2d if task.spatial_dims == 2 else nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": False,
+    }
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "lightm_unet": lightm_unet,
+    "plain_conv_unet": plain_conv_unet,
+    "residual_encoder_unet": residual_encoder_unet,
+    "segresnet": segresnet,
+    "dynunet": dynunet,
+}

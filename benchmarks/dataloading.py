@@ -1,0 +1,214 @@
+"""How many training patches a second the loader delivers, from preparation on disk to augmented batches.
+
+    python benchmarks/dataloading.py --dataset_dir DIR          # a data set of a task overlay, and generated CT
+    python benchmarks/dataloading.py --json benchmarks/results/dataloading_cpu.json --workers 2
+
+Two loaders over the same cases: the bundle's (PreparedDataset, memory-mapped, its own augmentation), and what a MONAI
+user would write (PersistentDataset, RandCropByPosNegLabeld, MONAI's transforms with the same probabilities and
+ranges). Both have their caches on disk before the clock starts, and it starts with the first batch, so that neither
+preprocessing nor the start of the workers counts. "CPU ms" is the processor time of one patch in one process, which
+other work on the machine does not change much: 1000 / CPU ms is what a worker with a core of its own delivers. CT is
+512 x 512 x 200 voxels, of noise and ellipsoids, already at its spacing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from harness import Results, environment_line, markdown_table, number
+from monai.data import DataLoader, Dataset, PersistentDataset
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandSimulateLowResolutiond,
+    SpatialPadd,
+    Transform,
+)
+from torch.utils.data import RandomSampler
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+sys.path.insert(0, str(BUNDLE))
+
+from scripts.data.augmentation import augmentation  # noqa: E402
+from scripts.data.datalist import load_cases  # noqa: E402
+from scripts.data.images import LoadCased  # noqa: E402
+from scripts.data.preparation import prepare_cases  # noqa: E402
+from scripts.data.prepared import PreparedDataset  # noqa: E402
+from scripts.data.transforms import preprocessing  # noqa: E402
+
+CT_SHAPE = (512, 512, 200)
+CT_TASK = {
+    "name": "generated CT 512x512x200",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "labels": {"organ": 1, "lesion": 2},
+    "spacing": [0.8, 0.8, 2.0],
+    "normalization": [{"ct": {"lower": -150, "upper": 250, "mean": 60, "std": 50}}],
+    "patch_size": [128, 128, 128],
+    "batch_size": 2,
+    "mirror_axes": [0, 1, 2],
+}
+Task = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    results = Results(options.json, "dataloading", torch.device("cpu"), {"workers": options.workers})
+    with tempfile.TemporaryDirectory(dir=options.temporary) as folder:
+        for task, cases in tasks(options, Path(folder)):
+            for name, make in (("bundle", bundle_dataset), ("MONAI", monai_dataset)):
+                dataset = make(task, cases, Path(folder) / f"{name}-{task['spatial_dims']}-{len(cases)}")
+                row = results.row(data=task["name"], loader=name, patch=task["patch_size"], batch=task["batch_size"])
+                row["samples_per_second"] = throughput(dataset, task["batch_size"], options.workers, options.seconds)
+                row["cpu_ms"] = cpu_time(dataset, options.seconds)
+                results.save()
+    print(table(results.content))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", type=Path, help="the data set of --task; left out without it")
+    parser.add_argument("--task", type=Path, default=BUNDLE / "configs/tasks/hippocampus.json")
+    parser.add_argument("--ct_volumes", type=int, default=3, help="generated volumes; 0: none")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20, help="at least so long per loader")
+    parser.add_argument("--temporary", type=Path, help="where volumes and caches go for the time being")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+def tasks(options: argparse.Namespace, folder: Path) -> list[tuple[Task, list[dict[str, Any]]]]:
+    found = []
+    if options.dataset_dir:
+        task = json.loads(options.task.read_text())
+        found.append((task, load_cases(options.dataset_dir, "training", "all", task["in_channels"], task["labels"])))
+    if options.ct_volumes:
+        found.append((CT_TASK, [write_ct(folder, number) for number in range(options.ct_volumes)]))
+    return found
+
+
+def write_ct(folder: Path, seed: int) -> dict[str, str]:
+    """Soft tissue and air with noise, a large organ and a small lesion in it."""
+    rng = np.random.default_rng(seed)
+    axes = [np.linspace(-1, 1, size, dtype=np.float32) ** 2 for size in CT_SHAPE]
+    radius = axes[0][:, None, None] + axes[1][:, None] + axes[2]
+    label = (radius < 0.2).astype(np.uint8) + (radius < 0.005)
+    image = np.where(radius < 0.8, 40, -1000) + 60 * label + rng.normal(0, 15, CT_SHAPE).astype(np.float32)
+    case = {"name": f"ct_{seed}"}
+    for key, array in (("image", image.astype(np.int16)), ("label", label)):
+        case[key] = str(folder / f"{key}_{seed}.nii")
+        nib.save(nib.Nifti1Image(array, np.diag([0.8, 0.8, 2.0, 1])), case[key])
+    return case
+
+
+def deterministic(task: Task) -> list[Transform]:
+    keys = ["image", "label"]
+    load = LoadCased(keys, task["spatial_dims"], task["in_channels"], task["labels"])
+    steps = preprocessing(keys, task["spatial_dims"], task["spacing"], task.get("normalization"), labels=task["labels"])
+    return [load, *steps]
+
+
+def bundle_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
+    augment = augmentation(task["spatial_dims"], task["patch_size"], task["mirror_axes"])
+    make: Callable[..., PreparedDataset] = PreparedDataset
+    dataset = make(cases, Compose(deterministic(task)), augment, cache, {"task": task["name"]})
+    prepare_cases(dataset, make([], dataset.preprocessing, None, cache, {}), task["spacing"])
+    return dataset
+
+
+def monai_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
+    augment = monai_augmentation(task["spatial_dims"], task["patch_size"], task["mirror_axes"])
+    dataset = PersistentDataset(cases, Compose([*deterministic(task), *augment]), cache_dir=cache)
+    for index in range(len(cases)):
+        dataset._cachecheck(cases[index])
+    return dataset
+
+
+def monai_augmentation(spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequence[int]) -> list[Transform]:
+    """nnU-Net's table in MONAI's transforms."""
+    both, image = ["image", "label"], ["image"]
+    angle = math.radians(180 if spatial_dims == 2 else 30)
+    rotation = {"rotate_range": angle if spatial_dims == 2 else [angle] * 3}
+    scaling = {"scale_range": [(-0.3, 0.4)] * spatial_dims}  # MONAI adds 1
+    affine: dict[str, Any] = {"mode": ("bilinear", "nearest"), "padding_mode": "zeros"}
+    upsampling = "bilinear" if spatial_dims == 2 else "trilinear"
+    return [
+        SpatialPadd(both, patch_size),
+        RandCropByPosNegLabeld(both, "label", spatial_size=patch_size, pos=1, neg=2, num_samples=1),
+        RandAffined(both, prob=0.2, **rotation, **affine),
+        RandAffined(both, prob=0.2, **scaling, **affine),
+        RandGaussianNoised(image, prob=0.1, std=math.sqrt(0.1)),
+        RandGaussianSmoothd(image, prob=0.2, **dict.fromkeys(["sigma_x", "sigma_y", "sigma_z"], (0.5, 1.0))),
+        RandScaleIntensityd(image, factors=0.25, prob=0.15),
+        RandScaleIntensityd(image, factors=0.25, prob=0.15),  # in place of nnU-Net's contrast
+        RandSimulateLowResolutiond(image, prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=upsampling),
+        RandAdjustContrastd(image, prob=0.1, gamma=(0.7, 1.5), retain_stats=True, invert_image=True),
+        RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes),
+    ]
+
+
+def throughput(dataset: Dataset, batch_size: int, workers: int, seconds: float) -> float:
+    """Patches a second, from the first batch on; at least three batches a worker."""
+    sampler = RandomSampler(dataset, replacement=True, num_samples=10**6)
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
+    batches = iter(loader)
+    next(batches)
+    start, count = time.perf_counter(), 0
+    while count < 3 * max(1, workers) or time.perf_counter() - start < seconds:
+        next(batches)
+        count += 1
+    elapsed = time.perf_counter() - start
+    del batches  # ends the workers
+    return count * batch_size / elapsed
+
+
+def cpu_time(dataset: Dataset, seconds: float) -> float:
+    """Processor milliseconds of a patch, on one thread; a mean over at least ten patches."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    dataset[0]
+    start, begin, count = time.process_time(), time.perf_counter(), 0
+    while count < 10 or time.perf_counter() - begin < seconds:
+        dataset[count % len(dataset)]
+        count += 1
+    torch.set_num_threads(threads)
+    return (time.process_time() - start) / count * 1e3
+
+
+def table(content: dict[str, Any]) -> str:
+    workers = content["settings"]["workers"]
+    cells = [
+        [
+            row["data"],
+            row["loader"],
+            "x".join(map(str, row["patch"])),
+            number(row["samples_per_second"], 3),
+            number(row["samples_per_second"] / max(1, workers), 3),
+            number(row["cpu_ms"], 3),
+        ]
+        for row in content["rows"]
+    ]
+    headers = ["data", "loader", "patch", f"patches/s, {workers} workers", "a worker", "CPU ms a patch"]
+    return f"{environment_line(content['environment'])}\n\n{markdown_table(headers, cells, text_columns=3)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Train every fold, predict each case with the network that has not seen it, and score them all together.
+
+``python -m scripts.cross_validation --config_file "['configs/train.json','configs/tasks/NAME.json']"`` runs training
+and evaluation for each fold, one after the other. What is finished is not done again, an interrupted training goes on
+where it stopped. On a cluster, ``--fold K`` does one fold (a job array's task), and the same command without it puts
+the finished folds together. Any id of the configs can be set as for ``monai.bundle run``: ``--epochs 50``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai.bundle import ConfigParser
+
+from .command_line import as_config_files, option_values, or_none
+from .data.datalist import NUM_FOLDS, read_splits
+from .data.files import replacing
+from .errors import UserError, show_user_errors_plainly
+from .metrics import format_summary, summarize, write_csv, write_json
+from .provenance import read_provenance, write_provenance
+
+__all__ = ["Fold", "gather", "main"]
+
+BUNDLE_ROOT = Path(__file__).parents[1]
+EXIT_STATUS = """exit status:
+  0  every fold asked for is finished and scored
+  1  a training or evaluation failed, or something has to be put right; the message says what
+  2  wrong usage of this command"""
+
+
+class Fold(NamedTuple):
+    """One fold's run: its number and its folder, which training and evaluation fill."""
+
+    number: int
+    folder: Path
+
+    @property
+    def trained(self) -> bool:
+        return (self.folder / "model_final.pt").is_file()
+
+    @property
+    def interrupted(self) -> bool:
+        return not self.trained and (self.folder / "checkpoint.pt").is_file()
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the scores are there and newer than the weights that they belong to."""
+        scores, weights = self.evaluation / "metrics.json", self.folder / "model.pt"
+        return scores.is_file() and weights.is_file() and scores.stat().st_mtime >= weights.stat().st_mtime
+
+
+class Settings:
+    """The config files and overrides of all folds, as the command line gives them."""
+
+    def __init__(self, files: Sequence[str], overrides: Sequence[str]) -> None:
+        self.files = [str(Path(file)) for file in files]
+        self.overrides = list(overrides)
+        values = option_values(overrides)
+        for name in ("fold", "resume", "checkpoint", "evaluation_dir"):
+            if name in values:
+                raise UserError(f"--{name}: cross-validation sets it itself, fold by fold")
+        self.root = values.pop("output_dir", None)
+        parser = ConfigParser()
+        parser.read_config(self.files)
+        parser.update({"bundle_root": str(BUNDLE_ROOT), **{name: _literal(v) for name, v in values.items()}})
+        self.bundle_root = str(parser.get_parsed_content("bundle_root"))
+        if self.root is None:
+            parser.update({"fold": 0})
+            self.root = str(Path(parser.get_parsed_content("output_dir")).parent)
+        self.splits = or_none(parser.get_parsed_content("splits"))
+
+    def fold(self, number: int) -> Fold:
+        return Fold(number, Path(self.root) / f"fold_{number}")
+
+    def count(self) -> int:
+        """Number of folds: the split file's, else nnU-Net's five."""
+        return len(read_splits(self.splits)) if self.splits else NUM_FOLDS
+
+    def command(self, run_id: str, fold: Fold, *configs: str, **more: Any) -> list[str]:
+        """The ``monai.bundle run`` that does a fold's training or evaluation."""
+        files = [*self.files, *(str(BUNDLE_ROOT / "configs" / name) for name in configs)]
+        options = {"bundle_root": self.bundle_root, "fold": fold.number, "output_dir": fold.folder, **more}
+        given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        run = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+        return [*run, *_without(self.overrides, "output_dir", "bundle_root"), *given]
+
+
+def run_fold(settings: Settings, fold: Fold) -> None:
+    """Train a fold, or finish its training, and evaluate it, unless that is done.
+
+    Raises:
+        UserError: a run ended with an error, which it has printed.
+    """
+    if fold.trained:
+        print(f"fold {fold.number}: trained already ({fold.folder})", flush=True)
+    else:
+        resume = {"resume": "true"} if fold.interrupted else {}
+        print(f"fold {fold.number}: {'resuming' if resume else 'training'} in {fold.folder}", flush=True)
+        _run(settings.command("training", fold, **resume), fold)
+    if fold.evaluated:
+        print(f"fold {fold.number}: evaluated already", flush=True)
+    else:
+        _run(settings.command("evaluating", fold, "evaluate.json"), fold)
+
+
+def gather(folds: Sequence[Fold], output_dir: Path) -> None:
+    """Bring the held-out cases of all folds together: predictions/, metrics.csv and metrics.json in output_dir.
+
+    Raises:
+        UserError: a fold is not finished; a case was held out twice; the folder cannot be written.
+    """
+    missing = [str(fold.number) for fold in folds if not fold.evaluated]
+    if missing:
+        raise UserError(f"fold(s) {', '.join(missing)} are not finished: run them with --fold, then this command again")
+    rows = []
+    for fold in folds:
+        content = json.loads((fold.evaluation / "metrics.json").read_text())
+        rows += [{**_with_nan(row), "fold": fold.number} for row in content["per_case"]]
+    _check_each_case_once(rows)
+    predictions = output_dir / "predictions"
+    try:
+        predictions.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
+    for fold in folds:
+        _copy_predictions(fold.evaluation / "predictions", predictions)
+    rows.sort(key=lambda row: (row["case"], row["class"]))
+    summary, cases = summarize(rows), len({row["case"] for row in rows})
+    write_csv(output_dir / "metrics.csv", rows)
+    numbers = [fold.number for fold in folds]
+    write_json(output_dir / "metrics.json", {"folds": numbers, "cases": cases, "classes": summary, "per_case": rows})
+    print(f"\nfolds {', '.join(map(str, numbers))} together: {format_summary(cases, summary)}")
+    print(f"written: {output_dir}/metrics.csv, metrics.json, predictions/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    show_user_errors_plainly()
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    options, overrides = _arguments(argv)
+    settings = Settings(as_config_files(options.config_file), overrides)
+    count = settings.count()
+    alone = options.fold is not None
+    numbers = [options.fold] if alone else sorted(set(options.folds or range(count)))
+    outside = [number for number in numbers if not 0 <= number < count]
+    if outside:
+        raise UserError(f"fold {outside[0]} does not exist: there are {count}, 0 to {count - 1}")
+    folds = [settings.fold(number) for number in numbers]
+    for fold in folds:
+        run_fold(settings, fold)
+    if alone:
+        print(f"fold {options.fold} is finished; the command without --fold puts the folds together")
+    else:
+        gather(folds, Path(settings.root) / "cross_validation")
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.cross_validation",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config_file", required=True, help="the training config, or a list of it and overlays")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--folds", type=int, nargs="+", metavar="K", help="which folds (default: all)")
+    which.add_argument("--fold", type=int, metavar="K", help="this fold alone, nothing put together")
+    return parser.parse_known_args(argv)
+
+
+def _run(command: Sequence[str], fold: Fold) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")]))
+    }
+    if subprocess.run(command, env=environment).returncode:
+        raise UserError(
+            f"fold {fold.number} did not finish (its message stands above); once that is put right, the same command "
+            "goes on from here"
+        )
+
+
+def _copy_predictions(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.suffix != ".json":
+            with replacing(target / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+    write_provenance(target, *(read_provenance(source) or []))
+
+
+def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:
+    folds: dict[str, set[int]] = {}
+    for row in rows:
+        folds.setdefault(row["case"], set()).add(row["fold"])
+    twice = sorted(case for case, numbers in folds.items() if len(numbers) > 1)
+    if twice:
+        raise UserError(
+            f"{len(twice)} case(s) are held out by more than one fold ({', '.join(twice[:5])}): their scores cannot be "
+            "put together; choose --folds that share no held-out case"
+        )
+
+
+def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json writes an undefined score as null."""
+    return {key: float("nan") if value is None else value for key, value in row.items()}
+
+
+def _literal(value: str) -> Any:
+    """A command line's word as monai.bundle reads it."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _without(words: Sequence[str], *names: str) -> list[str]:
+    """The command line without these options and their values."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") in names:
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable, RandomizableTransform, Transform
+from numpy.random import RandomState
+
+from .sampling import RandPatchd, in_plane, multiply_axes
+
+__all__ = ["RandAlterd", "RandMirrord", "augmentation"]
+
+
+def augmentation(
+    spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequence[int], slice_axis: int | None = None
+) -> list[Transform]:
+    """Cut a patch out of a prepared case and alter it.
+
+    Args:
+        spatial_dims: of the network, 2 or 3.
+        patch_size: one size per dimension.
+        mirror_axes: axes of the patch along which mirror images are as good as the originals.
+        slice_axis: axis along which a 2D network walks through volumes, or None.
+    """
+    axes = in_plane(patch_size)
+    return [
+        RandPatchd(patch_size, slice_axis=slice_axis),
+        RandAlterd(0.1, noise),
+        RandAlterd(0.2, partial(blur, axes=axes)),
+        RandAlterd(0.15, brightness),
+        RandAlterd(0.15, contrast),
+        RandAlterd(0.25, partial(low_resolution, axes=axes)),
+        RandAlterd(0.1, partial(gamma, inverted=True)),
+        RandAlterd(0.3, gamma),
+        RandMirrord(mirror_axes),
+    ]
+
+
+class RandAlterd(RandomizableTransform):
+    """Apply ``function(image, random_state)`` to the "image" with probability ``prob``."""
+
+    def __init__(self, prob: float, function: Callable[[torch.Tensor, RandomState], torch.Tensor]) -> None:
+        super().__init__(prob)
+        self.function = function
+
+    def __call__(self, data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.randomize(None)
+        return {**data, "image": self.function(data["image"], self.R)} if self._do_transform else dict(data)
+
+
+class RandMirrord(Randomizable, Transform):
+    """Mirror image and label along each of ``axes`` with probability one half."""
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        self.axes = list(axes)
+
+    def __call__(self, data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        chosen = [axis + 1 for axis in self.axes if self.R.random() < 0.5]
+        return {key: torch.flip(value, chosen) if chosen else value for key, value in data.items()}
+
+
+def noise(image: torch.Tensor, random: RandomState) -> torch.Tensor:
+    """Gaussian, with a standard deviation of up to the root of 0.1."""
+    generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
+    return image + torch.randn(image.shape, generator=generator) * random.uniform(0, 0.1**0.5)
+
+
+def blur(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
+    """Gaussian, with a sigma of 0.5 to 1 voxel of its own along each axis."""
+    return multiply_axes(image, {axis: _gaussian(image.shape[axis + 1], random.uniform(0.5, 1)) for axis in axes})
+
+
+def brightness(image: torch.Tensor, random: RandomState) -> torch.Tensor:
+    return image * random.uniform(0.75, 1.25)
+
+
+def contrast(image: torch.Tensor, random: RandomState) -> torch.Tensor:
+    """Multiply the distance to each channel's mean, within the old minimum and maximum."""
+    factor = random.uniform(0.75, 1.25)
+    channels = image.flatten(1)
+    low, high = torch.aminmax(channels, dim=1, keepdim=True)
+    stretched = torch.lerp(channels.mean(1, keepdim=True), channels, factor)
+    return torch.clamp(stretched, low, high).view(image.shape)
+
+
+def low_resolution(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
+    """Sampled at every second voxel or less often (zoom 0.5 to 1), and interpolated back."""
+    zoom = random.uniform(0.5, 1)
+    return multiply_axes(image, {axis: _down_and_up(image.shape[axis + 1], zoom) for axis in axes})
+
+
+def gamma(image: torch.Tensor, random: RandomState, inverted: bool = False) -> torch.Tensor:
+    """A gamma curve (0.7 to 1.5) over the range of the image, which keeps its mean and standard deviation."""
+    exponent = random.uniform(0.7, 1.5)
+    image = -image if inverted else image
+    deviation, mean = torch.std_mean(image)
+    low, high = torch.aminmax(image)
+    curved = ((image - low) / (high - low + 1e-7)).pow_(exponent)
+    new_deviation, new_mean = torch.std_mean(curved)
+    scale = deviation / (new_deviation + 1e-8)
+    result = curved.mul_(scale).add_(mean - new_mean * scale)
+    return -result if inverted else result
+
+
+def _gaussian(length: int, sigma: float) -> torch.Tensor:
+    """Rows are Gaussians around the diagonal; weights that fall outside the image are shared by those inside."""
+    distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    # Cut off: numbers that small would be subnormal, on which processors are many times slower.
+    kernel = np.where(distance <= 4 * sigma, np.exp(-0.5 * (distance / sigma) ** 2), 0)
+    return torch.from_numpy(kernel / kernel.sum(1, keepdims=True)).float()
+
+
+def _down_and_up(length: int, zoom: float) -> torch.Tensor:
+    """Nearest voxels of a coarser grid, then linear interpolation between them."""
+    coarse = max(1, round(length * zoom))
+    taken = np.minimum(((np.arange(coarse) + 0.5) * length / coarse).astype(int), length - 1)
+    position = np.clip((np.arange(length) + 0.5) * coarse / length - 0.5, 0, coarse - 1)
+    first = np.minimum(position.astype(int), max(coarse - 2, 0))
+    second = np.minimum(first + 1, coarse - 1)
+    matrix = np.zeros((length, length))
+    rows: Any = np.arange(length)
+    np.add.at(matrix, (rows, taken[first]), 1 - (position - first))
+    np.add.at(matrix, (rows, taken[second]), position - first)
+    return torch.from_numpy(matrix).float()

@@ -1,0 +1,101 @@
+"""Names of image files, what their endings mean, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import UserError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ITK_SUFFIXES",
+    "NIFTI_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "TIFF_SUFFIXES",
+    "case_name",
+    "image_suffix",
+    "list_images",
+    "prediction_suffix",
+    "replacing",
+    "split_channel",
+]
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+TIFF_SUFFIXES = (".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES + TIFF_SUFFIXES + PICTURE_SUFFIXES
+
+# Label maps need a format without loss, and one file (.nhdr and .mhd name a second one that holds the voxels).
+_PREDICTION_SUFFIXES = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}
+
+
+def image_suffix(path: str | Path) -> str | None:
+    """The ending of a readable image file, lower case (".nii.gz", ".png", …), or None."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
+
+
+def prediction_suffix(path: str | Path) -> str:
+    """The ending of a label map made from an image: the image's own, .png for JPEG and BMP, .nrrd for .nhdr,
+    .mha for .mhd."""
+    suffix = image_suffix(path) or ".png"
+    return _PREDICTION_SUFFIXES.get(suffix, suffix)
+
+
+def case_name(path: str | Path) -> str:
+    """File name without its ending: /a/case_1.nii.gz -> case_1."""
+    name = Path(path).name
+    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+
+
+def split_channel(path: str | Path) -> tuple[str, int | None]:
+    """Case and nnU-Net's channel number in a file name: CASE_0002.nii.gz -> (CASE, 2), CASE.png -> (CASE, None)."""
+    name = case_name(path)
+    match = re.fullmatch(r"(.+)_(\d{4})", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """The image files of a folder, sorted, or the one file that ``path`` is; hidden files are left out.
+
+    Raises:
+        UserError: there is no such file or folder, or no readable image in it.
+    """
+    path = Path(path)
+    readable = ", ".join(IMAGE_SUFFIXES)
+    if path.is_file():
+        if image_suffix(path) is None:
+            raise UserError(f"{path} is not an image that can be read ({readable})")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"the input {path} does not exist: give a file or a folder with --input_dir")
+    images = sorted(file for file in path.iterdir() if _is_image(file))
+    if not images:
+        raise UserError(f"the input folder {path} holds no image ({readable})")
+    return images
+
+
+class replacing:
+    """Write to a temporary file beside ``path`` and rename it at the end: no half-written file is ever seen."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        # The ending stays last: writers choose the format by it.
+        self.temporary = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _is_image(file: Path) -> bool:
+    # macOS leaves files such as ._case.nii.gz beside the real ones
+    return file.is_file() and not file.name.startswith(".") and image_suffix(file) is not None

@@ -1,0 +1,54 @@
+"""Size and spacing of an image without reading its voxels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import SimpleITK as sitk
+from PIL import Image
+
+from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix
+from .formats import itk_affine, read_raw
+from .geometry import spacing_of, to_ras
+
+__all__ = ["read_header"]
+
+Header = tuple[list[int], list[float] | None, int]
+
+
+def read_header(path: str | Path) -> Header | None:
+    """Shape and spacing in mm (RAS axis order; None for pictures) and the number of channels.
+
+    None for a file that cannot be read: reading it whole tells why.
+    """
+    suffix = image_suffix(path)
+    try:
+        if suffix in NIFTI_SUFFIXES:
+            image = nib.load(path)
+            return _volume(list(image.shape[:3]), image.affine, image.shape[3] if len(image.shape) > 3 else 1)
+        if suffix in ITK_SUFFIXES:
+            return _itk(path)
+        if suffix in TIFF_SUFFIXES:  # has no header apart from its pages
+            raw = read_raw(path)
+            shape = list(raw.array.shape[1:])
+            return (shape, None, len(raw.array)) if raw.affine is None else _volume(shape, raw.affine, len(raw.array))
+        with Image.open(path) as picture:
+            return [picture.height, picture.width], None, len(picture.getbands())
+    except Exception:  # each library has its own errors for a broken file
+        return None
+
+
+def _itk(path: str | Path) -> Header:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size = list(reader.GetSize())
+    channels = reader.GetNumberOfComponents() * (size[3] if len(size) > 3 else 1)
+    return _volume(size[:3], itk_affine(reader), channels)
+
+
+def _volume(shape: list[int], affine, channels: int) -> Header:
+    if len(shape) < 3:
+        return shape, spacing_of(affine, len(shape)), channels
+    return to_ras(affine, shape), to_ras(affine, spacing_of(affine)), channels

@@ -1,0 +1,80 @@
+"""Names and values of labels in a dataset.json, MSD's {"1": "liver"} or nnU-Net's {"liver": 1, "organ": [1, 2]}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+__all__ = ["read_labels"]
+
+IGNORE = "ignore"
+
+
+def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, dict[str, list[str]]]:
+    """Foreground labels (name -> value), the ignore label or None, and regions (name -> names of labels).
+
+    A region's values that have no name of their own get one: label_VALUE.
+
+    Args:
+        content: "labels" of a dataset.json.
+        file: the dataset.json, for messages.
+
+    Raises:
+        UserError: a name or value cannot be used, or a value has two names.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f'{file}: "labels" must be an object {{…}}, not {content!r}')
+    # MSD writes the value first, nnU-Net the name.
+    value_first = all(_as_value(key) is not None and isinstance(name, str) for key, name in content.items())
+    entries = [(name, [key]) if value_first else (key, name) for key, name in content.items()]
+    named = {str(name): _values(name, values, file) for name, values in entries}
+    if len(named) < len(entries):
+        raise UserError(f'{file}: "labels" gives one name to two values: {content}')
+    ignore = named.pop(IGNORE, [None])[0]
+    named = {name: values for name, values in named.items() if values != [0]}
+    for name in named:
+        _check_name(name, file)
+    labels = _single_values(named, file)
+    of_value = {value: name for name, value in labels.items()}
+    regions = {name: [of_value[value] for value in values] for name, values in named.items() if len(values) > 1}
+    return labels, ignore, regions
+
+
+def _single_values(named: Mapping[str, list[int]], file: Path) -> dict[str, int]:
+    """Name -> value in ascending order of the value; regions only lend their values."""
+    of_value: dict[int, str] = {}
+    for name, values in named.items():
+        if len(values) == 1:
+            if values[0] in of_value:
+                raise UserError(f'{file}: "labels" gives the value {values[0]} to {of_value[values[0]]} and {name}')
+            of_value[values[0]] = name
+    for value in sorted({value for values in named.values() for value in values} - of_value.keys()):
+        if f"label_{value}" in named:
+            raise UserError(f'{file}: "labels" needs a name for the value {value}; label_{value} is taken')
+        of_value[value] = f"label_{value}"
+    return {of_value[value]: value for value in sorted(of_value)}
+
+
+def _values(name: str, values: Any, file: Path) -> list[int]:
+    listed = [_as_value(value) for value in (values if isinstance(values, list) else [values])]
+    if not listed or None in listed:
+        raise UserError(f'{file}: the label "{name}" must have an integer from 0 on, or a list of them, not {values!r}')
+    return sorted(set(listed))
+
+
+def _as_value(value: Any) -> int | None:
+    """A label's value, written as a number or as digits."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _check_name(name: str, file: Path) -> None:
+    if not name.strip() or name[0] in "$@%" or "#" in name or "::" in name or name.startswith("_"):
+        raise UserError(
+            f'{file}: the label name "{name}" cannot be used, because configs would misread it: rename it, without '
+            "#, :: and a leading $, @, % or _"
+        )

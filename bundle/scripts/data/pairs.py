@@ -1,0 +1,146 @@
+"""Label maps on disk: predictions, the references they belong to, and the voxel size of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from ..errors import UserError
+from .files import case_name, list_images
+from .formats import read_raw
+from .geometry import displacement, grid_conflict, spacing_of
+
+__all__ = ["LabelMap", "Pair", "list_predictions", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
+
+
+class Pair(NamedTuple):
+    """A case's prediction and reference."""
+
+    name: str
+    prediction: Path
+    label: Path
+
+
+class LabelMap(NamedTuple):
+    """The voxels (*spatial), integers; their size in mm along each axis, None for pictures; and the affine."""
+
+    array: np.ndarray
+    spacing: list[float] | None
+    affine: np.ndarray | None
+
+
+def list_predictions(folder: str | Path) -> dict[str, Path]:
+    """Case name -> label map of a folder of predictions; files of probabilities are left out.
+
+    Raises:
+        UserError: the folder is missing or empty, or two files have one case name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist")
+    files: dict[str, Path] = {}
+    for path in list_images(folder):
+        name = case_name(path)
+        if name.endswith("_probabilities"):
+            continue
+        if name in files:
+            raise UserError(f"{files[name]} and {path} both belong to the case {name}: remove one of them")
+        files[name] = path
+    return files
+
+
+def pair_files(predictions: str | Path, labels: str | Path, allow_missing: bool = False) -> list[Pair]:
+    """Pair each prediction with the label of the same case name.
+
+    Args:
+        predictions, labels: two folders.
+        allow_missing: leave out labels without a prediction.
+
+    Raises:
+        UserError: lists every prediction without a label and, unless ``allow_missing``, every label without a
+            prediction; or nothing pairs.
+    """
+    predicted, expected = list_predictions(predictions), list_predictions(labels)
+    problems = []
+    if alone := sorted(predicted.keys() - expected.keys()):
+        problems.append(f"without a label in {labels}: {', '.join(alone)}")
+    if (alone := sorted(expected.keys() - predicted.keys())) and not allow_missing:
+        problems.append(f"without a prediction in {predictions} (--allow_missing leaves them out): {', '.join(alone)}")
+    if problems:
+        raise UserError("predictions and labels do not pair:\n  " + "\n  ".join(problems))
+    pairs = [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
+    if not pairs:
+        raise UserError(f"{predictions} holds no predicted label maps")
+    return pairs
+
+
+def read_label_map(path: Path, values: Iterable[int]) -> LabelMap:
+    """Read a label map in its own integer type, where it has one.
+
+    Args:
+        path: an image file.
+        values: what it may hold besides 0.
+
+    Raises:
+        UserError: it cannot be read, has several channels, or holds other values; the message names them.
+    """
+    raw = read_raw(path, label=True)
+    if len(raw.array) != 1:
+        raise UserError(f"{path} has {len(raw.array)} channels, a label map has one")
+    array = raw.array[0]
+    known = [0, *values]
+    unknown = [value for value in _values_in(array) if value not in known]
+    if unknown:
+        shown = ", ".join(f"{value:g}" for value in unknown[:10]) + (", …" if len(unknown) > 10 else "")
+        raise UserError(f"{path} holds the label value(s) {shown}; the task has {sorted(known)}")
+    if not np.issubdtype(array.dtype, np.integer):
+        array = array.astype(np.int32)
+    array = np.ascontiguousarray(array)  # NIfTI's come in Fortran order, which slows down what follows
+    return LabelMap(array, None if raw.affine is None else spacing_of(raw.affine, array.ndim), raw.affine)
+
+
+def read_pair(pair: Pair, values: Iterable[int], ignore_label: int | None = None) -> tuple[LabelMap, LabelMap]:
+    """Read a prediction and its label.
+
+    Args:
+        values: of the foreground classes.
+        ignore_label: a further value that the label may hold.
+
+    Raises:
+        UserError: one of them cannot be read or holds unknown values, or they lie on different grids.
+    """
+    values = list(values)
+    prediction = read_label_map(pair.prediction, values)
+    label = read_label_map(pair.label, values if ignore_label is None else [*values, ignore_label])
+    conflict = None
+    if prediction.array.shape != label.array.shape:
+        conflict = f"sizes {prediction.array.shape} and {label.array.shape}"
+    elif conflict := grid_conflict(prediction.affine, label.affine):
+        pass
+    elif (gap := displacement(prediction.affine, label.affine, label.array.shape)) > 0.5:
+        conflict = f"positions that differ by up to {gap:.1f} voxels"
+    if conflict:
+        raise UserError(f"{pair.prediction} does not lie on the grid of its label {pair.label} ({conflict})")
+    return prediction, label
+
+
+def physical_spacing(image: torch.Tensor) -> list[float] | None:
+    """Voxel size in mm along each axis of a loaded image (channels, *spatial); None for pictures, which have none."""
+    if not isinstance(image, MetaTensor) or not image.meta.get("spacing_known", True):
+        return None
+    return spacing_of(np.asarray(image.affine), image.ndim - 1)
+
+
+def _values_in(array: np.ndarray) -> list[float]:
+    """np.unique, far quicker on the small integers that labels nearly always are."""
+    if array.dtype not in (np.uint8, np.uint16):
+        return np.unique(array).tolist()
+    present = np.zeros(np.iinfo(array.dtype).max + 1, bool)
+    for part in array:  # by slices: an index takes eight times the memory of a label
+        present[part] = True
+    return np.flatnonzero(present).tolist()

@@ -1,0 +1,59 @@
+"""What planning passes along: the overlay that grows, the reasons, and what is prescribed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Plan", "Row", "Wishes", "times"]
+
+
+class Row(NamedTuple):
+    """A line of the printed plan."""
+
+    setting: str
+    value: str
+    reason: str
+
+
+class Wishes(NamedTuple):
+    """What the user or the machine prescribes.
+
+    ``gpu_gib`` is the memory that a train step may take, None plans for a CPU.
+    """
+
+    gpu_gib: float | None = None
+    init_filters: int | None = None
+    dimensions: int | None = None
+    nnunet_plan: Path | None = None
+
+
+@dataclass
+class Plan:
+    """The task overlay, how it came about, and the fold to train ("all" where there are too few cases)."""
+
+    overlay: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    fold: int | str = 0
+
+    def set(self, key: str, value: Any, reason: str, shown: str | None = None) -> None:
+        """Put a setting into the overlay and into the table."""
+        self.overlay[key] = value
+        self.rows.append(Row(key, _shown(value) if shown is None else shown, reason))
+
+
+def times(values: Sequence[float | None] | np.ndarray, missing: str = "-") -> str:
+    return " x ".join(missing if value is None else f"{value:g}" for value in values)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,221 @@
+"""Preprocessed cases on disk: made once, memory-mapped in training.
+
+    cache_dir/files/NAME-PATHS.json           size, time and digest of a case's files, so that they are read once
+    cache_dir/SETTINGS/settings.json          what these cases were prepared with
+    cache_dir/SETTINGS/NAME-CONTENT/image.npy       (channels, *spatial), float16
+                                   /label.npy       (1, *spatial), class indices, int8 or int16
+                                   /foreground.npy  (1 + dims, voxels): class and position of labelled voxels
+
+SETTINGS and CONTENT are digests, so nothing is ever out of date. A case is written into a temporary folder that is
+renamed when it is complete: a killed process leaves no half-written case, and several may prepare at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import Dataset
+from monai.transforms import Compose, Transform
+
+from ..command_line import or_none
+from .files import case_name, replacing
+from .formats import tiff_spacing_file
+
+__all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
+
+FORMAT = 1  # counts up whenever the same files and settings would give other arrays
+LOCATIONS = 10_000  # labelled voxels that are remembered per class, as in nnU-Net
+FLOAT16_LIMIT = 256  # larger intensities would lose more than a tenth
+
+Case = Mapping[str, Any]
+
+
+class PreparedDataset(Dataset):
+    """A data set whose deterministic preprocessing is done once per case and kept on disk.
+
+    Training maps the arrays into memory and touches only the patch that it cuts out; the operating system keeps
+    what is used in free memory. Cases that are not there yet are prepared when they are first asked for.
+
+    Images are kept as float16: half the disk and, what matters more, twice as many cases in the page cache, for a
+    relative error of at most 1/2000, far less than the noise of a scan. A case with normalised intensities above 256
+    is kept as float32.
+
+    Args:
+        data: [{"image": path or one per channel, "label": path}, …].
+        preprocessing: loads and prepares a case with "image" and "label" (class indices, -1 for ignored voxels).
+        augment: transforms from a prepared case to a training patch (the first is ``RandPatchd``); None or empty:
+            whole cases are handed out, {"image": float32 (channels, *spatial), "label": int16 (1, *spatial)}.
+        cache_dir: where prepared cases are kept; may be shared by runs and by processes.
+        settings: everything that ``preprocessing`` depends on, as JSON.
+        slice_axis: axis along which a 2D network walks through volumes: its slices lie together on disk.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Case],
+        preprocessing: Transform,
+        augment: Sequence[Transform] | None,
+        cache_dir: str | Path,
+        settings: Mapping[str, Any],
+        slice_axis: int | None = None,
+    ) -> None:
+        super().__init__(data, Compose(list(augment or [whole_case])))
+        self.preprocessing = preprocessing
+        self.slice_axis = or_none(slice_axis)
+        self.settings = {"format": FORMAT, **json.loads(json.dumps(settings))}
+        self.cache_dir = Path(cache_dir)
+        self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
+        self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
+
+    def _transform(self, index: int) -> Any:
+        return self.transform(self.load(index))
+
+    def load(self, index: int) -> dict[str, np.ndarray]:
+        """The prepared case as memory maps: "image", "label", "foreground"."""
+        folder = self.prepared.get(index) or self.prepare(index)
+        case = {key: np.load(folder / f"{key}.npy", mmap_mode="r") for key in ("image", "label", "foreground")}
+        if self.slice_axis is not None:
+            case |= {key: np.moveaxis(case[key], 1, self.slice_axis + 1) for key in ("image", "label")}
+        return case
+
+    def prepare(self, index: int) -> Path:
+        """Prepare one case unless it is there, and return its folder.
+
+        Raises:
+            UserError: the case cannot be used (see LoadCased), possibly as the cause of MONAI's own error.
+        """
+        folder = self.case_folder(index)
+        if not folder.is_dir():
+            case = self.preprocessing({key: self.data[index][key] for key in ("image", "label")})
+            image, label = (np.asarray(torch.as_tensor(case[key])) for key in ("image", "label"))
+            foreground = foreground_locations(label[0])
+            if self.slice_axis is not None:
+                image, label = (np.moveaxis(array, self.slice_axis + 1, 1) for array in (image, label))
+            arrays = {"image": _compact_image(image), "label": _compact_label(label), "foreground": foreground}
+            self._write(folder, arrays)
+        self.prepared[index] = folder
+        return folder
+
+    def is_prepared(self, index: int) -> bool:
+        """Whether a case is known to be there, without reading its files."""
+        name, files = self._name_and_files(index)
+        digest = self._known_digest(self._index_file(name, files), _stamps(files))
+        return digest is not None and (self.folder / f"{name}-{digest}").is_dir()
+
+    def case_folder(self, index: int) -> Path:
+        """Where a case is, or will be, once it is prepared. Reads its files if they are new or have changed."""
+        name, files = self._name_and_files(index)
+        index_file, stamps = self._index_file(name, files), _stamps(files)
+        digest = self._known_digest(index_file, stamps)
+        if digest is None:
+            digest = _digest_files(files)
+            index_file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(index_file) as temporary:
+                temporary.write_text(json.dumps({"files": stamps, "digest": digest}))
+        return self.folder / f"{name}-{digest}"
+
+    def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
+        case = self.data[index]
+        return case.get("name") or case_name(_paths(case["image"])[0]), source_files(case)
+
+    def _index_file(self, name: str, files: Sequence[Path]) -> Path:
+        return self.cache_dir / "files" / f"{name}-{_digest(json.dumps(list(map(str, files))).encode())}.json"
+
+    def _known_digest(self, index_file: Path, stamps: Mapping[str, Sequence[int]]) -> str | None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(index_file.read_text())
+            return known["digest"] if known["files"] == stamps else None
+        return None
+
+    def _write(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        settings = self.folder / "settings.json"
+        temporary = self.folder / f".{uuid.uuid4().hex}.part"
+        temporary.mkdir(parents=True)
+        try:
+            if not settings.exists():
+                with replacing(settings) as file:
+                    file.write_text(json.dumps(self.settings, indent=2) + "\n")
+            for key, array in arrays.items():
+                np.save(temporary / f"{key}.npy", array)
+            with contextlib.suppress(OSError):  # another process was faster
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def whole_case(case: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """A prepared case read whole."""
+    image, label = (np.ascontiguousarray(case[key]) for key in ("image", "label"))
+    return {"image": torch.from_numpy(image.astype(np.float32)), "label": torch.from_numpy(label.astype(np.int16))}
+
+
+def foreground_locations(label: np.ndarray) -> np.ndarray:
+    """Class and position of up to 10,000 voxels of each class, (1 + dims, voxels) int32, sorted by class."""
+    flat = label.ravel()
+    random = np.random.RandomState(1234)
+    chosen, classes = [], []
+    voxels = np.flatnonzero(flat > 0)
+    values = flat[voxels]
+    for value in np.unique(values):
+        own = voxels[values == value]
+        if len(own) > LOCATIONS:
+            own = np.sort(own[random.randint(0, len(own), LOCATIONS)])
+        chosen.append(own)
+        classes.append(np.full(len(own), value))
+    if not chosen:
+        return np.zeros((1 + label.ndim, 0), np.int32)
+    positions = np.unravel_index(np.concatenate(chosen), label.shape)
+    return np.stack([np.concatenate(classes), *positions]).astype(np.int32)
+
+
+def _compact_image(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image, np.float16 if np.abs(image).max() <= FLOAT16_LIMIT else np.float32)
+
+
+def _compact_label(label: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(label, np.int8 if label.max() <= np.iinfo(np.int8).max else np.int16)
+
+
+def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
+
+
+def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
+    """Size and time of change of each file that is there."""
+    stats = {str(file): file.stat() for file in files if file.is_file()}
+    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+
+def source_files(case: Case) -> list[Path]:
+    """The files that a case is read from, with the second files of some formats: a TIFF's spacing, raw voxels."""
+    files = [path.absolute() for key in ("image", "label") for path in _paths(case[key])]
+    beside = []
+    for file in files:
+        if file.suffix.lower() in (".tif", ".tiff"):
+            beside.append(tiff_spacing_file(file))
+        elif file.suffix.lower() in (".nhdr", ".mhd"):
+            beside += [file.with_suffix(ending) for ending in (".raw", ".raw.gz", ".zraw")]
+    return files + [file for file in dict.fromkeys(beside) if file.is_file()]
+
+
+def _digest_files(files: Sequence[Path]) -> str:
+    total = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:  # loading will say that it is missing
+            while block := stream.read(1 << 22):
+                total.update(block)
+        total.update(b"|")
+    return total.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=6).hexdigest()

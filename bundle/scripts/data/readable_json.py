@@ -1,0 +1,48 @@
+"""JSON that people read and edit: short lists and objects on one line, long ones item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import replacing
+
+__all__ = ["readable_json", "write_json"]
+
+LINE_LENGTH = 100
+INDENT = "    "
+
+
+def readable_json(value: Any, level: int = 0) -> str:
+    """``value`` as JSON.
+
+    Args:
+        value: what the json module can write, without NaN and infinity.
+        level: how deep it is nested; the outermost object is always broken into lines.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    short = level > 0 and len(flat) <= LINE_LENGTH - level * len(INDENT)
+    if short or not value or not isinstance(value, (Mapping, list, tuple)):
+        return flat
+    inner = INDENT * (level + 1)
+    if isinstance(value, Mapping):
+        items = [
+            f"{json.dumps(str(key), ensure_ascii=False)}: {readable_json(v, level + 1)}" for key, v in value.items()
+        ]
+        opening, closing = "{}"
+    else:
+        items = [readable_json(item, level + 1) for item in value]
+        opening, closing = "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{INDENT * level}{closing}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` readably; the folder is made, and no half-written file is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(readable_json(value) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""Several checkpoints that predict together, with the memory of one network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+from ..errors import UserError
+from .checkpoints import load_weights
+
+__all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]
+
+
+class Ensemble(Inferer):
+    """Average the logits of several checkpoints, which take turns in one network.
+
+    Args:
+        inferer: does the inference with each, for example a sliding window with flips.
+        checkpoints: files of weights; all must fit the network.
+    """
+
+    def __init__(self, inferer: Inferer, checkpoints: Sequence[str | Path]) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.checkpoints = list(checkpoints)
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Inputs (batch, channels, *spatial) to mean logits (batch, classes, *spatial), float32 or more."""
+        total = None
+        for checkpoint in self.checkpoints:
+            load_weights(network, checkpoint)
+            logits = self.inferer(inputs, network, *args, **kwargs)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            total = logits if total is None else total.add_(logits.to(total.device))
+        return total / len(self.checkpoints)
+
+
+def with_ensemble(inferer: Inferer, checkpoint: str | Sequence[str]) -> Inferer:
+    """``inferer`` itself, or an Ensemble around it if ``checkpoint`` names several files."""
+    paths = checkpoint_paths(checkpoint)
+    return Ensemble(inferer, paths) if len(paths) > 1 else inferer
+
+
+def load_checkpoints(network: torch.nn.Module, checkpoint: str | Sequence[str]) -> None:
+    """Load a file of weights; of several, try each, so that a wrong one is found before the first case.
+
+    Raises:
+        UserError: a file is missing or does not fit (see load_weights), or is named twice.
+    """
+    for path in reversed(checkpoint_paths(checkpoint)):
+        load_weights(network, path)
+
+
+def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
+    """One file, a list of files, or such a list as typed on a command line: "[a.pt,b.pt]".
+
+    Raises:
+        UserError: there is none, or one is named twice.
+    """
+    if isinstance(checkpoint, str) and checkpoint.strip().startswith(("[", "(")):
+        checkpoint = [part.strip(" '\"") for part in checkpoint.strip(" []()").split(",")]
+    parts = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    paths = [str(part) for part in parts if str(part)]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if not paths or twice:
+        problem = f"{twice[0]} twice" if twice else "no file"
+        raise UserError(f"--checkpoint names {problem}: give each file of weights once")
+    return paths

@@ -1,0 +1,101 @@
+"""What many cases come to: mean, SD and median per class, as a table and as files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import readable_json
+from ..data.files import replacing
+from .scores import METRICS, size_metrics
+
+__all__ = ["format_summary", "metric_columns", "summarize", "write_csv", "write_json"]
+
+Row = Mapping[str, Any]
+Summary = dict[str, dict[str, dict[str, float | int]]]
+
+_SIZES = [size_metrics(dims, spacing) for dims in (2, 3) for spacing in (None, [1.0] * dims)]
+_KNOWN = {*METRICS, *(name for names in _SIZES for name in names)}
+
+
+def metric_columns(rows: Iterable[Row]) -> list[str]:
+    """The keys of the rows that are metrics, in the order in which they first come."""
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key in _KNOWN]
+
+
+def summarize(rows: Sequence[Row]) -> Summary:
+    """Summarise the scores of all cases.
+
+    Args:
+        rows: one a case and class: {"case", "class", metric: value, …}; a metric that is NaN or missing is undefined.
+
+    Returns:
+        class -> metric -> {"mean", "sd", "median": over the cases where it is defined, NaN where there are too few;
+        "defined": their number; "cases": the number of all}.
+    """
+    metrics = metric_columns(rows)
+    by_class: dict[str, list[Row]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], []).append(row)
+    return {
+        name: {metric: _statistics([row.get(metric, math.nan) for row in own]) for metric in metrics}
+        for name, own in by_class.items()
+    }
+
+
+def format_summary(cases: int, summary: Summary, metrics: Sequence[str] = METRICS) -> str:
+    """A table for the log: classes down, mean ± SD of the metrics across."""
+    width = max(map(len, summary), default=0) + 2
+    lines = [f"{cases} cases, mean ± SD", " " * width + "".join(f"{metric:>18}" for metric in metrics)]
+    for name, own in summary.items():
+        cells = (f"{own[metric]['mean']:.4f} ± {own[metric]['sd']:.4f}" for metric in metrics)
+        lines.append(name.ljust(width) + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write rows as a table: case, class, the metrics, then everything else. NaN stays "nan".
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    metrics = metric_columns(rows)
+    others = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in metrics]
+    first = [key for key in ("case", "class") if key in others]
+    columns = [*first, *metrics, *(key for key in others if key not in first)]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write nested dicts, lists and numbers; NaN and infinities, which JSON lacks, become null.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    readable_json.write_json(Path(path), _without_nan(content))
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float | int]:
+    defined = [value for value in values if not math.isnan(value)]
+    return {
+        "mean": statistics.fmean(defined) if defined else math.nan,
+        "sd": statistics.stdev(defined) if len(defined) > 1 else math.nan,
+        "median": statistics.median(defined) if defined else math.nan,
+        "defined": len(defined),
+        "cases": len(values),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,198 @@
+"""Which cases a model was trained on, kept with the model and with its predictions.
+
+A rule that is learned from predictions (python -m scripts.postprocessing determine) must come from cases that their
+model did not see. Two small files carry what is needed to know:
+
+cases.json, beside a checkpoint, written by training:
+    {"fold": 0, "training": [case names], "validation": [case names]}
+
+predictions.json, in a folder of predictions, written by inference, evaluation and cross-validation:
+    {"runs": [{"checkpoint": path or [paths of an ensemble], "fold": 0 | "all" | null,
+               "trained_on": [case names] | null (unknown), "predicted": [case names]}, …]}
+Each run is one model (or ensemble) and the cases of this folder that it predicted; a folder gathered from several
+folds holds several.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .data.files import case_name
+from .data.images import first_file
+from .data.readable_json import write_json
+from .distributed import is_main_process
+from .engines.ensemble import checkpoint_paths
+from .errors import UserError
+
+__all__ = [
+    "Run",
+    "check_held_out",
+    "read_provenance",
+    "read_training_cases",
+    "record_predictions",
+    "write_provenance",
+    "write_training_cases",
+]
+
+CASES = "cases.json"
+PREDICTIONS = "predictions.json"
+
+Case = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's share of a folder of predictions; ``trained_on`` is None where it is not known."""
+
+    checkpoint: str | list[str]
+    fold: int | str | None
+    trained_on: list[str] | None
+    predicted: list[str]
+
+
+def write_training_cases(
+    output_dir: str | Path, fold: int | str, training: Iterable[Case], validation: Iterable[Case]
+) -> None:
+    """Write cases.json into a run's folder, from the main process.
+
+    Args:
+        training, validation: cases, [{"name", …}, …].
+    """
+    if is_main_process():
+        sections = {"training": training, "validation": validation}
+        content = {"fold": fold} | {key: sorted(map(_name, cases)) for key, cases in sections.items()}
+        write_json(Path(output_dir) / CASES, content)
+
+
+def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[int | str | None, list[str] | None]:
+    """Fold and training cases of a checkpoint, from the cases.json beside it; of an ensemble, all of them together.
+
+    Returns:
+        (fold, case names); None for what is not known, the fold of an ensemble included.
+
+    Raises:
+        UserError: a cases.json is broken.
+    """
+    paths = checkpoint_paths(checkpoint)
+    files = [Path(path).parent / CASES for path in paths]
+    if not all(file.is_file() for file in files):
+        return None, None
+    contents = [_read(file, {"training": list}) for file in files]
+    names = sorted({name for content in contents for name in content["training"]})
+    return (contents[0].get("fold") if len(contents) == 1 else None), names
+
+
+def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], cases: Iterable[Case]) -> None:
+    """Write predictions.json for cases that are about to be predicted with a checkpoint (or several).
+
+    Call it before predicting: a case that then fails has no file, and its name does no harm. Of several processes
+    each hands in its own cases.
+
+    Args:
+        output_dir: the folder of predictions.
+        cases: [{"name", "image": path or paths, …}, …]; the name may be left to the file.
+    """
+    names = [case.get("name") or case_name(first_file(case["image"])) for case in cases]
+    fold, trained_on = read_training_cases(checkpoint)
+    paths = checkpoint_paths(checkpoint)
+    write_provenance(output_dir, Run(paths if len(paths) > 1 else paths[0], fold, trained_on, names))
+
+
+def write_provenance(folder: str | Path, *runs: Run) -> None:
+    """Add runs to a folder's predictions.json; a case that is predicted anew belongs to its latest run.
+
+    Raises:
+        UserError: the file that is there is broken.
+    """
+    anew = {name for run in runs for name in run.predicted}
+    with _locked(Path(folder)):
+        earlier = read_provenance(folder) or []
+        kept = [replace(run, predicted=[name for name in run.predicted if name not in anew]) for run in earlier]
+        written = [asdict(run) for run in (*kept, *runs) if run.predicted]
+        write_json(Path(folder) / PREDICTIONS, {"runs": written})
+
+
+def read_provenance(folder: str | Path) -> list[Run] | None:
+    """The runs of a folder's predictions.json, None without that file.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    path = Path(folder) / PREDICTIONS
+    if not path.is_file():
+        return None
+    try:
+        return [Run(**run) for run in _read(path, {"runs": list})["runs"]]
+    except TypeError as error:
+        raise UserError(f"{path} is not a record of predictions: {error}; remove it or predict again") from error
+
+
+def check_held_out(
+    folder: str | Path, names: Iterable[str], held_out: bool = False, trained_on: Iterable[str] | None = None
+) -> None:
+    """Refuse predictions of cases that their model was trained on, or may have been.
+
+    Args:
+        folder: the predictions.
+        names: their cases.
+        held_out: the user says that none was trained on, which settles what predictions.json does not know.
+        trained_on: the user says what was trained on, likewise.
+
+    Raises:
+        UserError: lists the cases that were trained on; or nothing is known and nothing is said.
+    """
+    names = sorted(names)
+    stated = None if trained_on is None else set(trained_on)
+    by_case = {name: run for run in read_provenance(folder) or [] for name in run.predicted}
+    known = {name: by_case[name].trained_on for name in names if name in by_case}
+    seen = [name for name in names if name in (known.get(name) or ()) or name in (stated or ())]
+    if seen:
+        raise UserError(
+            f"the model was trained on {len(seen)} of the {len(names)} cases in {folder}, whose predictions say "
+            f"nothing about new images: {', '.join(seen)}. Predict held-out cases (cross-validation does)"
+        )
+    unknown = [name for name in names if known.get(name) is None]
+    if unknown and not held_out and stated is None:
+        raise UserError(
+            f"nothing says which cases the model behind {folder} was trained on (its {PREDICTIONS} does not know for "
+            f"{len(unknown)} of {len(names)} cases). If it has seen none of them, say so with --held_out, or name the "
+            "cases that it was trained on with --trained_on FILE"
+        )
+
+
+def _name(case: Case) -> str:
+    image = case["image"]
+    return case.get("name") or case_name(image if isinstance(image, (str, Path)) else image[0])
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep the other processes that predict into a folder away, where the system has file locks (not on Windows)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which also unlocks
+
+
+def _read(path: Path, keys: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in keys.items()):
+        raise UserError(f"{path} lacks the list(s) {', '.join(keys)}: it is not what its name says")
+    return content

@@ -1,0 +1,108 @@
+"""Charts over all cases: distributions, sizes, and what postprocessing changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .style import Theme, plain
+
+__all__ = ["draw_agreement", "draw_distribution", "draw_gains"]
+
+DOTS = 300  # from this many cases on, single dots only blur the box
+NAMES_ACROSS = 6  # more classes than that are written at a slant
+
+
+def draw_distribution(
+    figure: Figure, theme: Theme, values: Mapping[str, Mapping[str, Sequence[float]]], title: str, unit: str
+) -> None:
+    """Box plots of one metric: a group a class, a box a result ("prediction", "postprocessed").
+
+    Boxes reach from the first to the third quartile, the line is the median, whiskers reach 1.5 times the box.
+
+    Args:
+        values: result -> class -> the defined values.
+        unit: "" for ratios, whose axis ends at 1.
+    """
+    ax = figure.subplots()
+    classes = list(next(iter(values.values())))
+    width = 0.55 / len(values)
+    for i, (result, by_class) in enumerate(values.items()):
+        colour = (theme.first, theme.second)[i]
+        places = np.arange(len(classes)) + (i - (len(values) - 1) / 2) * (width + 0.06)
+        _boxes(ax, [by_class[name] for name in classes], places, width, colour, theme)
+        ax.plot([], [], "s", color=colour, label=result)
+    ax.set_xlim(-0.6, len(classes) - 0.4)
+    slant = {"rotation": 35, "ha": "right"} if len(classes) > NAMES_ACROSS else {}
+    ax.set_xticks(range(len(classes)), [plain(_short(name)) for name in classes], **slant)
+    ax.set_title(f"{title}, {unit}" if unit else title)
+    if not unit:
+        ax.set_ylim(top=1.02)
+    if len(values) > 1:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
+
+
+def _boxes(ax, data: list[Sequence[float]], places: np.ndarray, width: float, colour: str, theme: Theme) -> None:
+    ax.boxplot(
+        data,
+        positions=places,
+        widths=width,
+        manage_ticks=False,
+        showfliers=any(len(values) > DOTS for values in data),
+        patch_artist=True,
+        boxprops={"facecolor": colour + "33", "edgecolor": colour},
+        medianprops={"color": colour, "linewidth": 2},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": colour},
+    )
+    random = np.random.default_rng(0)
+    for place, values in zip(places, data):
+        if len(values) <= DOTS:
+            jitter = random.uniform(-0.25, 0.25, len(values)) * width
+            ax.scatter(place + jitter, values, s=9, color=theme.text, alpha=0.55, linewidths=0, zorder=3)
+
+
+def draw_agreement(
+    figure: Figure, theme: Theme, sizes: Mapping[str, Sequence[tuple[float, float]]], unit: str, kind: str
+) -> None:
+    """The predicted size of each case against the reference's; the line is equality.
+
+    Args:
+        sizes: class -> (reference, prediction) of each case.
+        kind: "volume" or "area".
+    """
+    ax = figure.subplots()
+    markers = "osD^vP*X"
+    colours = (theme.first, theme.second, theme.third)
+    for i, (name, pairs) in enumerate(sizes.items()):
+        expected, predicted = np.array(pairs, dtype=float).reshape(-1, 2).T
+        style = {"s": 16, "alpha": 0.75, "linewidths": 0, "color": colours[i % 3], "marker": markers[i % 8]}
+        ax.scatter(expected, predicted, label=plain(_short(name)), **style)
+    highest = max((max(pair) for pairs in sizes.values() for pair in pairs), default=0.0) or 1.0
+    ax.plot([0, highest], [0, highest], color=theme.third, linewidth=1, zorder=0)
+    ax.set_xlabel(f"reference, {unit}", fontsize=9)
+    ax.set_title(f"Predicted {kind}, {unit}")
+    if 1 < len(sizes) <= 8:
+        ax.legend(frameon=False, fontsize=8.5)
+
+
+def draw_gains(figure: Figure, theme: Theme, gains: Sequence[float]) -> None:
+    """The gain in mean Dice of each case through postprocessing, from the largest loss to the largest gain."""
+    ax = figure.subplots()
+    ordered = np.sort([gain for gain in gains if not math.isnan(gain)])
+    colours = np.where(ordered < 0, theme.second, theme.first)
+    ax.bar(np.arange(1, len(ordered) + 1), ordered, width=0.8 if len(ordered) < 100 else 1.0, color=colours)
+    ax.axhline(0, color=theme.third, linewidth=1)
+    ax.set_xlabel("cases, sorted", fontsize=9)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    if not len(ordered) or not np.abs(ordered).max():
+        ax.set_ylim(-0.01, 0.01)
+    ax.set_title("Gain in mean Dice by postprocessing")
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,133 @@
+"""python -m scripts.postprocessing: learn postprocessing from held-out predictions, and apply it to a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.pairs import pair_files
+from ..data.readable_json import write_json
+from ..errors import UserError
+from ..provenance import check_held_out
+from .apply import Rules, describe, load_rules
+from .determine import determine
+from .evidence import Task
+from .folder import apply_to_folder
+
+__all__ = ["load_task", "main"]
+
+FEW_CASES = 10
+
+DETERMINE = """Decides which of these help, and writes them with the evidence: keeping only the largest component of the
+whole foreground or of a class, removing small components of a class, filling its holes. One is adopted only if the
+mean Dice of its class (of all classes, for the first) strictly rises and that of no class or region falls. The
+predictions must be of cases that the model was not trained on, as cross-validation makes them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line. Raises UserError, which the command line shows as one line."""
+    options = _parser().parse_args(arguments)
+    options.run(options)
+
+
+def load_task(files: Sequence[str | Path]) -> Task:
+    """Labels, regions and ignored value from task overlays, of which a later one overrides an earlier one.
+
+    Raises:
+        UserError: a file is missing or broken, or there are no labels.
+    """
+    content: dict[str, Any] = {}
+    for file in files:
+        try:
+            content |= json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"the task {file} cannot be read: {error}") from error
+    shown = ", ".join(map(str, files))
+    labels, regions = content.get("labels"), content.get("regions") or {}
+    if not isinstance(labels, dict) or not labels or not all(isinstance(v, int) and v > 0 for v in labels.values()):
+        raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
+    unknown = sorted({name for names in regions.values() for name in names} - labels.keys())
+    if unknown:
+        raise UserError(f"{shown}: the regions name {', '.join(unknown)}, which the labels do not have")
+    return Task(dict(sorted(labels.items(), key=lambda item: item[1])), regions, content.get("ignore_label"))
+
+
+def _determine(options: argparse.Namespace) -> None:
+    task = load_task(options.config_file)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} is there already: add --overwrite or give another --output")
+    pairs = pair_files(options.predictions, options.labels, options.allow_missing)
+    trained_on = _names(options.trained_on) if options.trained_on else None
+    check_held_out(options.predictions, [pair.name for pair in pairs], options.held_out, trained_on)
+    if 1 < len(pairs) < FEW_CASES:
+        print(f"warning: {len(pairs)} cases are few to learn from: what helps them by chance is adopted too")
+    rules = determine(pairs, task, options.workers)
+    try:
+        write_json(options.output, rules)
+    except OSError as error:
+        raise UserError(f"cannot write {options.output}: {error.strerror}; give another --output") from error
+    print(_report(rules) + f"\nwritten: {options.output}")
+
+
+def _apply(options: argparse.Namespace) -> None:
+    rules = load_rules(options.rules)
+    print(describe(rules))
+    count = apply_to_folder(options.predictions, rules, options.output_dir, options.overwrite, options.workers)
+    print(f"{count} label maps written to {options.output_dir}")
+
+
+def _report(rules: Rules) -> str:
+    """What was adopted, and the mean Dice before and after."""
+    evidence = rules["evidence"]
+    before, after, defined = (evidence[key] for key in ("dice_before", "dice_after", "defined_cases"))
+    width = max(map(len, before)) + 2
+    lines = [f"{evidence['cases']} cases; adopted: {describe(rules)}"]
+    lines.append(f"{'mean Dice':<{width}}{'before':>10}{'after':>10}{'gain':>10}{'cases':>8}")
+    for name, value in before.items():
+        scores = [value, after[name], None if value is None or after[name] is None else after[name] - value]
+        cells = [f"{'-':>10}" if score is None else f"{score:10.4f}" for score in scores]
+        lines.append(f"{name:<{width}}{''.join(cells)}{defined[name]:8}")
+    return "\n".join(lines)
+
+
+def _names(file: Path) -> list[str]:
+    """Case names from a JSON list or from the cases.json beside a checkpoint."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--trained_on {file} cannot be read: {error}") from error
+    names = content.get("training") if isinstance(content, dict) else content
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"--trained_on {file} must hold a list of case names, or be a run's cases.json")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.postprocessing", description=__doc__.split(": ", 1)[1])
+    commands = parser.add_subparsers(required=True, metavar="determine | apply")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of predicted label maps")
+    shared.add_argument("--workers", type=int, help="processes, each with a case in memory; 0: none besides this one")
+    shared.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+    learn = commands.add_parser("determine", parents=[shared], help="learn rules", description=DETERMINE)
+    learn.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of labels, same case names")
+    learn.add_argument(
+        "--config_file", type=Path, nargs="+", required=True, metavar="TASK.json", help="labels and regions of the task"
+    )
+    learn.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as models/postprocessing.json")
+    learn.add_argument("--allow_missing", action="store_true", help="leave out labels that have no prediction")
+    learn.add_argument("--held_out", action="store_true", help="I say that the model was trained on none of the cases")
+    learn.add_argument(
+        "--trained_on", type=Path, metavar="FILE", help="JSON list of the cases that the model was trained on"
+    )
+    learn.set_defaults(run=_determine)
+
+    clean = commands.add_parser("apply", parents=[shared], help="apply rules to a folder")
+    clean.add_argument("--rules", type=Path, required=True, metavar="FILE", help="what determine wrote")
+    clean.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="another folder")
+    clean.set_defaults(run=_apply)
+    return parser

@@ -1,0 +1,224 @@
+"""Prepared cases on disk: made once, whole or not at all, up to date, and the same from any process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from scripts.data import preparation
+from scripts.data.augmentation import augmentation
+from scripts.data.headers import read_header
+from scripts.data.images import LoadCased
+from scripts.data.preparation import prepare_cases
+from scripts.data.prepared import PreparedDataset, foreground_locations
+from scripts.data.transforms import preprocessing
+from scripts.errors import UserError
+
+LABELS = {"a": 1, "b": 5}
+AFFINE = np.diag([-1, 1, 2, 1.0])
+
+
+def write_case(
+    root: Path, number: int, shape: tuple[int, ...] = (12, 14, 9), seed: int | None = None
+) -> dict[str, str]:
+    rng = np.random.default_rng(number if seed is None else seed)
+    case = {"name": f"case_{number}"}
+    arrays = {
+        "image": rng.normal(100, 20, shape).astype(np.float32),
+        "label": rng.choice([0, 0, 0, 1, 5], shape).astype(np.uint8),
+    }
+    for key, array in arrays.items():
+        case[key] = str(root / f"{key}_{number}.nii")
+        nib.save(nib.Nifti1Image(array, AFFINE), case[key])
+    return case
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[dict[str, str]]:
+    return [write_case(tmp_path, i) for i in range(4)]
+
+
+def dataset_of(cases: list[dict[str, str]], cache: Path, augment: Any = None, **options: Any) -> PreparedDataset:
+    spacing, slice_axis = options.pop("spacing", None), options.pop("slice_axis", None)
+    load = LoadCased(["image", "label"], 3, 1, LABELS)
+    steps = Compose([load, *preprocessing(["image", "label"], 3, spacing, labels=LABELS)])
+    return PreparedDataset(cases, steps, augment, cache, {"spacing": spacing, **options}, slice_axis)
+
+
+def folders(cache: Path) -> set[Path]:
+    return {path.parent for path in cache.rglob("image.npy")}
+
+
+def times(cache: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+
+
+def test_a_whole_case_is_what_preprocessing_gives(cases: list, tmp_path: Path) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache")
+    for case, prepared in zip(cases, dataset, strict=True):
+        expected = dataset.preprocessing({key: case[key] for key in ("image", "label")})
+        assert prepared["image"].dtype == torch.float32 and prepared["label"].dtype == torch.int16
+        assert torch.allclose(prepared["image"], expected["image"].as_tensor(), atol=2e-3)
+        assert torch.equal(prepared["label"], expected["label"].as_tensor().short())
+        assert set(prepared["label"].unique().tolist()) == {0, 1, 2}
+
+
+def test_cases_are_prepared_once(cases: list, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache), num_workers=2)
+    assert len(folders(cache)) == 4 and not list(cache.rglob("*.part"))
+    before = times(cache)
+    prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache))
+    assert dataset_of(cases, cache)[2]["image"].shape == (1, 12, 14, 9)
+    assert times(cache) == before
+
+
+def test_other_settings_and_other_files_are_prepared_anew(cases: list, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = dataset_of(cases, cache)[0]["image"]
+    assert dataset_of(cases, cache, spacing=[1, 1, 1])[0]["image"].shape == (1, 12, 14, 18)
+    assert len(folders(cache)) == 2
+    write_case(tmp_path, 0, seed=99)
+    changed = dataset_of(cases, cache)[0]["image"]
+    assert not torch.equal(first, changed) and len(folders(cache)) == 3
+    write_case(tmp_path, 0)  # the first content again, at a new time: its case is still there
+    before = times(cache)
+    assert torch.equal(dataset_of(cases, cache)[0]["image"], first) and times(cache) == before
+
+
+def test_files_are_read_again_only_after_a_change(cases: list, tmp_path: Path) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache")
+    folder = dataset.prepare(0)
+    label = Path(cases[0]["label"])
+    stat = label.stat()
+    content = bytearray(label.read_bytes())
+    content[-1] ^= 1
+    label.write_bytes(content)
+    os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had happened
+    assert dataset_of(cases, tmp_path / "cache").case_folder(0) == folder
+    label.touch()
+    assert dataset_of(cases, tmp_path / "cache").case_folder(0) != folder
+
+
+def test_a_killed_process_leaves_nothing_half_written(
+    cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, save = tmp_path / "cache", np.save
+
+    def fail_at_label(path: Path, array: np.ndarray) -> None:
+        if path.name == "label.npy":
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", fail_at_label)
+    with pytest.raises(KeyboardInterrupt):
+        dataset_of(cases, cache)[0]
+    monkeypatch.setattr(np, "save", save)
+    assert not folders(cache) and not dataset_of(cases, cache).is_prepared(0)
+    abandoned = dataset_of(cases, cache).folder / ".0123.part"
+    abandoned.mkdir()  # what a process leaves that could not even clean up
+    assert dataset_of(cases, cache)[0]["image"].shape == (1, 12, 14, 9)
+
+
+def test_two_processes_may_prepare_the_same_case(cases: list, tmp_path: Path) -> None:
+    first, second = (dataset_of(cases, tmp_path / "cache") for _ in range(2))
+    arrays = {"image": np.zeros(1), "label": np.zeros(1), "foreground": np.zeros(1)}
+    folder = first.prepare(0)
+    second._write(folder, arrays)  # the slower one gives way
+    assert second[0]["image"].shape == (1, 12, 14, 9) and not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_every_broken_case_is_named_at_once(cases: list, tmp_path: Path) -> None:
+    Path(cases[1]["image"]).write_text("broken")
+    nib.save(nib.Nifti1Image(np.full((12, 14, 9), 3, np.uint8), AFFINE), cases[3]["label"])
+    cache = tmp_path / "cache"
+    for workers in (0, 2):
+        with pytest.raises(UserError) as caught:
+            prepare_cases(dataset_of(cases, cache), dataset_of(cases[1:2], cache), num_workers=workers)
+        message = str(caught.value)
+        assert message.startswith("2 case(s) cannot be used") and "image_1.nii" in message and "label_3.nii" in message
+    assert len(folders(cache)) == 2  # the good ones are kept
+
+
+def test_too_little_room_is_said_before_anything_is_written(
+    cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    usage = type(preparation.shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 15_000))
+    with pytest.raises(UserError, match=r"4 cases will take about 0 MB in .*--cache_dir"):
+        prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+    assert not cache.exists()
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**8))
+    prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+
+
+def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache", spacing=[0.5, 0.5, 0.5])
+    estimate = preparation._estimate(dataset, 0, [0.5, 0.5, 0.5])
+    written = sum((dataset.prepare(0) / f"{key}.npy").stat().st_size for key in ("image", "label"))
+    assert estimate == pytest.approx(written, rel=0.05)
+    assert read_header(cases[0]["image"]) == ([12, 14, 9], [1.0, 1.0, 2.0], 1)
+    assert read_header(tmp_path / "none.nii") is None
+
+
+def test_a_folder_that_cannot_be_written(cases: list) -> None:
+    cache = Path(cases[0]["image"]) / "cache"  # below a file
+    with pytest.raises(UserError, match=r"cannot write to .*cache: .*--cache_dir"):
+        prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_patches_repeat_from_a_seed(cases: list, tmp_path: Path, workers: int) -> None:
+    from monai.data import DataLoader, set_rnd
+
+    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
+
+    def epoch() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        set_rnd(dataset.transform, 3)
+        return [batch["image"] for batch in DataLoader(dataset, batch_size=2, num_workers=workers, shuffle=True)]
+
+    first, again = epoch(), epoch()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert first[0].shape == (2, 1, 8, 8, 8) and not torch.equal(first[0][0], first[0][1])
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_slices_lie_together_on_disk(cases: list, tmp_path: Path, axis: int) -> None:
+    plain = dataset_of(cases, tmp_path / "cache")[1]
+    dataset = dataset_of(cases, tmp_path / "cache", slice_axis=axis, slice=axis)
+    assert np.load(dataset.prepare(1) / "image.npy").shape[1] == (12, 14, 9)[axis]
+    assert torch.equal(dataset[1]["image"], plain["image"]) and torch.equal(dataset[1]["label"], plain["label"])
+
+
+def test_large_intensities_stay_exact(tmp_path: Path) -> None:
+    from scripts.data.prepared import _compact_image
+
+    assert _compact_image(np.array([[1.5, -255.0]], np.float32)).dtype == np.float16
+    large = np.array([[12345.0, 0]], np.float32)
+    assert _compact_image(large).dtype == np.float32 and _compact_image(large)[0, 0] == 12345
+
+
+def test_foreground_locations() -> None:
+    label = np.zeros((40, 40, 40), np.int16)
+    label[:30, :30, :30], label[35, 36, 37], label[38:] = 2, 7, -1
+    found = foreground_locations(label)
+    assert found.dtype == np.int32 and (found[0] == 2).sum() == 10_000 and (np.diff(found[0]) >= 0).all()
+    assert np.array_equal(found[:, -1], [7, 35, 36, 37]) and np.array_equal(label[tuple(found[1:])], found[0])
+    assert np.array_equal(found, foreground_locations(label))
+    assert foreground_locations(np.zeros((3, 4))).shape == (3, 0)
+
+
+def test_settings_are_noted_in_plain_words(cases: list, tmp_path: Path) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache", spacing=[1, 1, 1])
+    dataset.prepare(0)
+    assert json.loads((dataset.folder / "settings.json").read_text())["spacing"] == [1, 1, 1]

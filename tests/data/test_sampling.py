@@ -1,0 +1,144 @@
+"""Patches from memory-mapped cases: where they lie, what fills them, and how turning and scaling samples them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from scripts.data.augmentation import augmentation
+from scripts.data.prepared import foreground_locations
+from scripts.data.sampling import RandPatchd, in_plane, rotation_range
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def case_of(label: np.ndarray, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    image = np.indices(label.shape)[0][None].astype(np.float16) if image is None else image
+    return {"image": image, "label": label[None].astype(np.int8), "foreground": foreground_locations(label)}
+
+
+def sampler(patch: list[int], seed: int = 0, **options: Any) -> RandPatchd:
+    transform = RandPatchd(patch, **{"prob_rotate": 0, "prob_scale": 0, **options})
+    transform.set_random_state(seed)
+    return transform
+
+
+def test_patch_is_what_lies_there() -> None:
+    label = np.random.default_rng(0).integers(-1, 3, (30, 40, 20))
+    position = np.ravel_multi_index(np.indices(label.shape), label.shape)[None].astype(np.float32)
+    transform = sampler([8, 16, 8])
+    for _ in range(20):
+        patch = transform(case_of(label, position))
+        assert patch["image"].dtype == torch.float32 and patch["label"].dtype == torch.int16
+        start = np.unravel_index(int(patch["image"][0, 0, 0, 0]), label.shape)
+        box = tuple(slice(at, at + size) for at, size in zip(start, (8, 16, 8), strict=True))
+        assert np.array_equal(patch["image"][0], position[0][box]) and np.array_equal(patch["label"][0], label[box])
+
+
+def test_a_third_of_the_patches_are_around_foreground() -> None:
+    label = np.zeros((200, 200))
+    label[150:152, 40:42] = 1
+    transform = sampler([16, 16], seed=1)
+    hits = sum(transform(case_of(label))["label"].any().item() for _ in range(600))
+    assert 170 <= hits <= 235  # a third, plus the few of the others that meet it
+
+
+def test_classes_are_drawn_alike_however_small() -> None:
+    label = np.zeros((60, 60, 60))
+    label[:20], label[50, 50, 50] = 1, 2
+    transform = sampler([8, 8, 8], foreground_share=1)
+    rare = sum((transform(case_of(label))["label"] == 2).any().item() for _ in range(200))
+    assert 75 <= rare <= 125
+
+
+@pytest.mark.parametrize("shape", [(10, 50, 7), (4, 4, 4), (16, 24, 1)])
+def test_small_volumes_lie_in_the_middle_of_zeros(shape: tuple[int, ...]) -> None:
+    case = case_of(np.full(shape, 2), np.ones((1, *shape), np.float16))
+    for options in ({}, {"foreground_share": 1}):
+        patch = sampler([16, 24, 16], **options)(case)
+        assert patch["image"].shape == patch["label"].shape == (1, 16, 24, 16)
+        inside = [min(a, b) for a, b in zip(shape, (16, 24, 16), strict=True)]
+        assert patch["image"].sum() == math.prod(inside)
+        assert torch.equal(patch["image"] == 1, patch["label"] == 2)
+        for axis, size in enumerate(inside):
+            line = torch.nonzero(patch["image"][0].amax([other for other in range(3) if other != axis])).flatten()
+            assert len(line) == size and abs(int(line[0]) - (patch["image"].shape[axis + 1] - size) / 2) <= 0.5
+
+
+def test_a_case_without_foreground() -> None:
+    assert not sampler([8, 8], foreground_share=1)(case_of(np.zeros((20, 20))))["label"].any()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices(axis: int) -> None:
+    label = np.zeros((30, 31, 32))
+    label[12, 13, 14] = 1
+    number = np.indices(label.shape)[axis][None].astype(np.float16)
+    patch = sampler([16, 16], slice_axis=axis, foreground_share=1)(case_of(label, number))
+    assert patch["image"].shape == patch["label"].shape == (1, 16, 16)
+    assert (patch["image"] == (12, 13, 14)[axis]).all() and patch["label"].sum() == 1
+
+
+@pytest.mark.parametrize("patch", [[16, 16], [16, 24, 16], [4, 24, 24]])
+@pytest.mark.parametrize("options", [{"prob_rotate": 1}, {"prob_scale": 1}, {"prob_rotate": 1, "prob_scale": 1}])
+def test_turned_patches_hold_image_up_to_their_corners(patch: list[int], options: dict) -> None:
+    """A linear ramp stays a linear ramp, and nothing is filled with zeros, wherever there is image."""
+    shape = [160] * len(patch)
+    ramp = sum((k + 1) * index for k, index in enumerate(np.indices(shape)))[None].astype(np.float32) + 1
+    label = (ramp[0] > np.median(ramp)).astype(int)
+    transform = sampler(patch, seed=3, **options)
+    transform._start = lambda *_: [80 - size // 2 for size in patch]  # type: ignore[method-assign]
+    for _ in range(5):
+        result = transform(case_of(label, ramp))
+        image = result["image"][0].numpy()
+        assert image.shape == tuple(patch) and image.min() > 1
+        for axis in range(len(patch)):
+            assert np.abs(np.diff(image, 2, axis=axis)).max() < 0.02  # second differences of a plane
+        centre = image[tuple(size // 2 for size in patch)]
+        assert abs(centre - ramp[0][tuple([80] * len(patch))]) < 3 * len(patch)
+        sure = np.abs(image - np.median(ramp)) > 3 * len(patch)
+        assert np.array_equal(result["label"][0].numpy()[sure], (image > np.median(ramp))[sure])
+
+
+def test_scale_is_that_of_nnunet() -> None:
+    ramp = np.indices((300, 300))[0][None].astype(np.float32)
+    transform = sampler([32, 32], prob_scale=1)
+    steps = [float(transform(case_of(np.zeros((300, 300)), ramp))["image"][0].diff(dim=0).mean()) for _ in range(40)]
+    assert 1 / 1.4 - 0.01 <= min(steps) < 0.8 and 1.3 < max(steps) <= 1 / 0.7 + 0.01
+
+
+def test_flat_patches_turn_in_their_plane() -> None:
+    assert in_plane([16, 128, 128]) == [1, 2] and in_plane([128, 128, 32]) == [0, 1]
+    assert in_plane([40, 56, 40]) == [0, 1, 2] and in_plane([512, 64]) == [0, 1]
+    assert rotation_range([16, 128, 128]) == math.pi and rotation_range([64, 64, 64]) == pytest.approx(math.pi / 6)
+    assert rotation_range([512, 512]) == math.pi and rotation_range([512, 256]) == pytest.approx(math.pi / 12)
+    transform = sampler([4, 24, 24], prob_rotate=1, prob_scale=1)
+    depth = np.indices((20, 60, 60))[0][None].astype(np.float32)
+    patch = transform(case_of(np.zeros((20, 60, 60)), depth))["image"][0]
+    inner = patch[:, 8:16, 8:16]
+    assert torch.allclose(inner, inner[:, :1, :1].expand_as(inner), atol=1e-3)  # every slice stays one
+    assert torch.allclose(inner.diff(dim=0), torch.ones(3, 8, 8), atol=1e-3)
+
+
+def test_seeded_patches_repeat() -> None:
+    label = np.random.default_rng(0).integers(0, 3, (30, 30, 30))
+    image = np.random.default_rng(1).normal(size=(1, 30, 30, 30)).astype(np.float16)
+    transform = Compose(augmentation(3, [16, 16, 16], [0, 1, 2]))
+
+    def run() -> list[torch.Tensor]:
+        transform.set_random_state(7)
+        return [transform(case_of(label, image))["image"] for _ in range(10)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))

@@ -1,0 +1,105 @@
+"""Which files make a case to predict, and where its prediction goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generators import hard_case, straight, write_image, write_nnunet
+
+from scripts.data.images import LoadCased, load_image
+from scripts.engines.prediction import BrokenCase, CaseDataset, SavePredictiond, input_cases
+from scripts.errors import UserError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def found(folder: Path, in_channels: int) -> dict[str, object]:
+    """Case name -> file name(s)."""
+    cases = input_cases(str(folder), str(folder.parent / "out"), in_channels=in_channels)
+    return {c["name"]: Path(c["image"]).name if isinstance(c["image"], str) else len(c["image"]) for c in cases}
+
+
+def test_channels_are_grouped_to_cases(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", *(f"{case}_{i:04d}.nii.gz" for case in "ab" for i in range(3)))
+    assert found(folder, 3) == {"a": 3, "b": 3}
+    (folder / "a_0001.nii.gz").unlink()
+    (folder / "b_0002.nii.gz").unlink()
+    with pytest.raises(UserError, match="takes 3 channels") as caught:
+        found(folder, 3)
+    assert f"{folder}/a_0001.nii.gz" in str(caught.value) and f"{folder}/b_0002.nii.gz" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "in_channels", "expected"),
+    [
+        (["a_0000.png", "b_0000.png"], 1, {"a": "a_0000.png", "b": "b_0000.png"}),
+        (["a_0000.png", "b_0000.png"], 3, {"a": "a_0000.png", "b": "b_0000.png"}),  # RGB in one file
+        (["a.png", "b_0000.png"], 1, {"a": "a.png", "b_0000": "b_0000.png"}),
+        (["scan_0001.png", "scan_0002.png"], 1, {"scan_0001": "scan_0001.png", "scan_0002": "scan_0002.png"}),
+        (["scan_0000.png", "scan_0007.png"], 3, {"scan_0000": "scan_0000.png", "scan_0007": "scan_0007.png"}),
+    ],
+)
+def test_other_names_are_a_case_each(
+    tmp_path: Path, names: list[str], in_channels: int, expected: dict[str, str]
+) -> None:
+    assert found(touch(tmp_path / "in", *names), in_channels) == expected
+
+
+def test_predictions_keep_name_format_and_grid(tmp_path: Path) -> None:
+    data = hard_case("four_channels", 1)
+    folder = write_nnunet(tmp_path, data, ".nrrd") / "imagesTr"
+    (case,) = input_cases(str(folder), str(tmp_path / "out"), in_channels=4)
+    loaded = LoadCased(["image"], 3, 4, {"a": 1})(case)
+    loaded["pred"] = torch.from_numpy(data.cases[0].label[None])
+    loaded["p"] = torch.rand(2, *data.cases[0].label.shape)
+    SavePredictiond(["pred"], str(tmp_path / "out"), "p")(loaded)
+    saved = load_image(tmp_path / "out/brain_0.nrrd", 3)
+    assert np.array_equal(saved[0], data.cases[0].label) and np.allclose(saved.affine, straight((1, 1, 1)))
+    assert np.allclose(load_image(tmp_path / "out/brain_0_probabilities.nrrd", 3), loaded["p"])
+    with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
+        input_cases(str(folder), str(tmp_path / "out"), in_channels=4)
+    assert input_cases(str(folder), str(tmp_path / "out"), skip_existing=True, in_channels=4) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "probabilities"),
+    [
+        ("a.jpg", "a.png", "a_probabilities.npz"),
+        ("a.tif", "a.tif", "a_probabilities.npz"),
+        ("a.mha", "a.mha", "a_probabilities.mha"),
+        ("a.nii", "a.nii", "a_probabilities.nii.gz"),
+    ],
+)
+def test_endings(tmp_path: Path, source: str, target: str, probabilities: str) -> None:
+    volume = source in ("a.mha", "a.nii")
+    pixels = np.arange(120, dtype=np.uint8).reshape((1, 4, 5, 6) if volume else (1, 12, 10))
+    path = write_image(tmp_path / source, pixels)
+    image = load_image(path, 3 if volume else 2)
+    (tmp_path / "out").mkdir()
+    data = {"image": image, "pred": image % 2, "p": torch.rand(2, *image.shape[1:])}
+    SavePredictiond(["pred"], str(tmp_path / "out"), "p")(data)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {target, probabilities}
+    assert np.array_equal(load_image(tmp_path / "out" / target, image.ndim - 1), data["pred"])
+
+
+def test_two_cases_never_share_a_prediction(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="would all be predicted into"):
+        found(touch(tmp_path / "in", "a.jpg", "a.png"), 1)
+    folder = touch(tmp_path / "same", "a.png")
+    with pytest.raises(UserError, match="would overwrite the images"):
+        input_cases(str(folder), str(folder))
+
+
+def test_a_broken_case_names_its_first_file(tmp_path: Path) -> None:
+    files = [str(tmp_path / "a_0000.png"), str(tmp_path / "a_0001.png")]
+    dataset = CaseDataset([{"name": "a", "image": files}], LoadCased(["image"], 2, 2, {"a": 1}))
+    broken = dataset[0]
+    assert isinstance(broken, BrokenCase) and broken["file"] == files[0] and "is missing" in broken["error"]

@@ -1,0 +1,40 @@
+"""Reading of a run's log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from scripts.reporting.curves import curve_charts, read_log
+from scripts.reporting.style import DARK
+
+
+def test_last_entry_of_an_epoch_counts_and_broken_lines_are_left_out(tmp_path: Path) -> None:
+    entries = [{"epoch": 2, "loss": 1.0}, {"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
+    (tmp_path / "log.jsonl").write_text("\n".join([*map(json.dumps, entries), "[1]", '{"epoch": 3, "lo']))
+    epochs, problem = read_log(tmp_path)
+    assert [(entry["epoch"], entry["loss"]) for entry in epochs] == [(1, 3.0), (2, 2.0)]
+    assert problem.startswith("2 line(s)")
+
+
+def test_says_what_is_missing(tmp_path: Path) -> None:
+    epochs, problem = read_log(tmp_path / "run")
+    assert epochs == []
+    assert "run/log.jsonl cannot be read" in problem
+    (tmp_path / "log.jsonl").write_text("")
+    assert "holds no epoch" in read_log(tmp_path)[1]
+
+
+def test_draws_what_the_log_holds() -> None:
+    epochs = [
+        {"epoch": 1, "loss": 1.0, "lr": 0.1, "dice": None},
+        {"epoch": 2, "loss": None, "lr": 0.01, "dice": {"$a$": 0.5, "_b": None}, "pseudo_dice": 0.4},
+    ]
+    charts = curve_charts(epochs)
+    assert list(charts) == ["Loss", "Validation Dice", "Pseudo-Dice", "Learning rate"]
+    for draw in charts.values():
+        figure = Figure()
+        draw(figure, DARK)
+        assert figure.axes[0].lines

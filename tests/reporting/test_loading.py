@@ -1,0 +1,81 @@
+"""Reading of the task and of label maps, and the comparison of grids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_cases import AFFINE, cube, write
+
+from scripts.errors import UserError
+from scripts.reporting.loading import Task, check_same_grid, load_channels, load_label_map, read_task
+
+
+def test_task_orders_labels_by_value_and_knows_its_dimensions(tmp_path: Path) -> None:
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps({"labels": {"b": 7, "a": 2}, "spatial_dims": 2, "slice_axis": 2, "ignore_label": 9}))
+    task = read_task(path)
+    assert list(task.labels) == ["a", "b"]
+    assert (task.image_dims, task.ignore_label) == (3, 9)
+    assert read_task(None) == Task()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"labels": "$@task"}', '{"labels": {}}', '{"labels": {"a": 0}}'])
+def test_refuses_what_is_no_task(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "task.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"task\.json"):
+        read_task(path)
+
+
+def test_label_maps_keep_their_values_and_refuse_unknown_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    write(path, cube((6, 6, 6), 1, 3, 5))
+    loaded = load_label_map(path, Task(labels={"a": 5}))
+    assert loaded.array.dtype == np.uint8
+    assert loaded.spacing == (1.0, 1.0, 3.0)
+    with pytest.raises(UserError, match=r"label value\(s\) 5; the task knows \[0, 1\]"):
+        load_label_map(path, Task(labels={"a": 1}))
+    load_label_map(path, Task(labels={"a": 1}, ignore_label=5))
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, np.nan])
+def test_refuses_an_image_as_label_map(tmp_path: Path, value: float) -> None:
+    write(tmp_path / "a.nii", np.full((4, 4, 4), value, np.float32))
+    with pytest.raises(UserError, match=r"a\.nii is no label map"):
+        load_label_map(tmp_path / "a.nii", Task())
+
+
+def test_grids_must_agree_in_size_spacing_and_place(tmp_path: Path) -> None:
+    moved, stretched = AFFINE.copy(), AFFINE.copy()
+    moved[0, 3], stretched[0, 0] = 4.0, -2.0
+    label_map = cube((6, 6, 6), 1, 3)
+    for name, array, affine in (
+        ("a", label_map, AFFINE),
+        ("moved", label_map, moved),
+        ("stretched", label_map, stretched),
+        ("small", label_map[1:], AFFINE),
+    ):
+        write(tmp_path / f"{name}.nii", array, affine)
+    first = load_label_map(tmp_path / "a.nii", Task())
+    check_same_grid(first, first)
+    for name, message in (("moved", "positions"), ("stretched", "spacing"), ("small", "size")):
+        with pytest.raises(UserError, match=rf"{name}\.nii does not lie on the grid of .*a\.nii \({message}"):
+            check_same_grid(first, load_label_map(tmp_path / f"{name}.nii", Task()))
+
+
+def test_channels_come_from_one_or_several_files(tmp_path: Path) -> None:
+    for channel in range(2):
+        write(tmp_path / f"a_{channel:04}.nii", np.full((4, 4, 4), channel, np.float32))
+    image = load_channels(sorted(tmp_path.iterdir()))
+    assert image.array.shape == (2, 4, 4, 4)
+    assert image.array[1].min() == 1
+
+
+def test_one_slice_is_a_plane_for_two_dimensional_tasks(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii", cube((5, 4, 1), 0, 1))
+    planar = load_label_map(tmp_path / "a.nii", Task()).planar()
+    assert planar.array.shape == (5, 4)
+    assert planar.spacing == (1.0, 1.0)

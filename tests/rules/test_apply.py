@@ -1,0 +1,176 @@
+"""Applying rules to arrays, as a transform and to folders; the command."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+from rule_cases import SPACING
+
+from scripts.errors import UserError
+from scripts.rules import ApplyPostprocessingd, apply_rules, load_rules
+from scripts.rules.apply import describe, find_rules, no_rules
+from scripts.rules.command import main
+from scripts.rules.folder import apply_to_folder
+
+LABELS = {"organ": 1, "lesion": 3}
+
+
+def rules_for(foreground: bool = False, **classes: dict[str, Any]) -> dict[str, Any]:
+    rules = no_rules(LABELS) | {"largest_component_of_foreground": foreground}
+    for name, changes in classes.items():
+        rules["classes"][name] |= changes
+    return rules
+
+
+@pytest.fixture
+def label_map() -> np.ndarray:
+    result = np.zeros((12, 20), np.uint8)
+    result[1:6, 1:6], result[3, 3] = 1, 0  # with a hole
+    result[2:5, 6:8] = 3  # touches it
+    result[9, 9:11], result[9, 15] = 3, 1
+    result[11, 19] = 200
+    return result
+
+
+def test_foreground(label_map: np.ndarray) -> None:
+    cleaned = apply_rules(label_map, rules_for(foreground=True))
+    assert (cleaned[9] == 0).all() and (cleaned[2:5, 6:8] == 3).all()
+    assert cleaned[11, 19] == 200 and cleaned.dtype == np.uint8, "unknown values stay"
+
+
+def test_classes(label_map: np.ndarray) -> None:
+    before = label_map.copy()
+    assert np.array_equal(apply_rules(label_map, rules_for()), label_map)
+    cleaned = apply_rules(label_map, rules_for(organ={"largest_component": True, "fill_holes": True}))
+    assert cleaned[9, 15] == 0 and cleaned[3, 3] == 1 and (cleaned == 3).sum() == 8
+    cleaned = apply_rules(label_map, rules_for(lesion={"min_size": {"value": 3, "unit": "px"}}))
+    assert (cleaned[9, 9:11] == 0).all() and (cleaned == 3).sum() == 6 and cleaned[9, 15] == 1
+    assert np.array_equal(label_map, before)
+
+
+def test_sizes_are_physical(label_map: np.ndarray) -> None:
+    rules = rules_for(lesion={"min_size": {"value": 3.0, "unit": "mm2"}})
+    assert (apply_rules(label_map, rules, [1.0, 1.0]) == 3).sum() == 6
+    assert (apply_rules(label_map, rules, [2.0, 1.0]) == 3).sum() == 8
+    with pytest.raises(UserError, match=r"under 3 mm2, but this image is measured in px"):
+        apply_rules(label_map, rules)
+
+
+def test_transform(tmp_path: Path, label_map: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "postprocessing.json").write_text(json.dumps(rules_for(organ={"fill_holes": True})))
+    item = {
+        "pred": MetaTensor(
+            torch.from_numpy(label_map)[None].float(), meta={"filename_or_obj": "a.png", "spacing_known": False}
+        )
+    }
+    with caplog.at_level(logging.INFO, "lightm_unet"):
+        clean = ApplyPostprocessingd(["pred"], LABELS, checkpoint=str(tmp_path / "model.pt"))
+    assert len(caplog.messages) == 1 and "organ: holes filled" in caplog.messages[0]
+    cleaned = clean(item)["pred"]
+    assert cleaned[0, 3, 3] == 1 and item["pred"][0, 3, 3] == 0 and cleaned.dtype == torch.float32
+    assert cleaned.meta["filename_or_obj"] == "a.png" and cleaned.shape == item["pred"].shape
+    caplog.clear()
+    for rules, checkpoint in (("none", str(tmp_path / "model.pt")), ("auto", "elsewhere/model.pt"), ("auto", None)):
+        assert ApplyPostprocessingd(["pred"], LABELS, rules, checkpoint)(item)["pred"] is item["pred"]
+    assert not caplog.messages
+    assert find_rules("auto", f"[{tmp_path}/a.pt,b.pt]") == tmp_path / "postprocessing.json"
+    with pytest.raises(UserError, match=r"labels .*'lesion': 3.*task has .*'liver'.*--postprocessing_rules none"):
+        ApplyPostprocessingd(["pred"], {"liver": 1}, str(tmp_path / "postprocessing.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"labels": {"a": 1}, "classes": {}, "largest_component_of_foreground": false}',
+        '{"labels": {"a": 1}, "classes": {"a": {}}, "largest_component_of_foreground": false}',
+        '{"labels": {"a": "1"}, "classes": {"a": {}}, "largest_component_of_foreground": false}',
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(UserError, match=r"p\.json"):
+        load_rules(tmp_path / "p.json")
+    with pytest.raises(UserError, match=r"no postprocessing rules at .*missing\.json"):
+        load_rules(tmp_path / "missing.json")
+
+
+def task_file(root: Path) -> Path:
+    (root / "task.json").write_text(json.dumps({"labels": LABELS, "regions": {"all": ["organ", "lesion"]}}))
+    return root / "task.json"
+
+
+def test_command(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--predictions", str(faulty / "predictions"), "--labels", str(faulty / "labels"), "--workers", "0"]
+    output = faulty / "models/postprocessing.json"
+    learn = ["determine", *folders, "--config_file", str(task_file(faulty)), "--output", str(output)]
+    with pytest.raises(UserError, match="--held_out"):
+        main(learn)
+    assert not output.exists()
+    main([*learn, "--held_out"])
+    printed = capsys.readouterr().out
+    assert "6 cases are few" in printed and "organ: holes filled" in printed and f"written: {output}" in printed
+    with pytest.raises(UserError, match="is there already: add --overwrite"):
+        main([*learn, "--held_out"])
+    (faulty / "trained.json").write_text('["case_1", "case_9"]')
+    with pytest.raises(UserError, match=r"trained on 1 of the 6 cases in .*: case_1\."):
+        main([*learn, "--overwrite", "--trained_on", str(faulty / "trained.json")])
+
+    (faulty / "predictions/predictions.json").write_text('{"runs": []}')
+    clean = ["apply", "--rules", str(output), "--predictions", str(faulty / "predictions"), "--workers", "0"]
+    main([*clean, "--output_dir", str(faulty / "clean")])
+    for case in range(6):
+        cleaned, raw, label = (
+            nib.load(faulty / folder / f"case_{case}.nii.gz") for folder in ("clean", "predictions", "labels")
+        )
+        assert np.array_equal(cleaned.affine, raw.affine) and cleaned.header.get_zooms() == SPACING
+        assert np.array_equal(np.asarray(cleaned.dataobj), np.asarray(label.dataobj)), "all faults are repaired"
+    assert (faulty / "clean/predictions.json").is_file()
+    with pytest.raises(UserError, match="already holds 6 of these 6"):
+        main([*clean, "--output_dir", str(faulty / "clean")])
+    main([*clean, "--output_dir", str(faulty / "clean"), "--overwrite"])
+    with pytest.raises(UserError, match="holds the raw predictions"):
+        main([*clean, "--output_dir", str(faulty / "predictions"), "--overwrite"])
+
+
+def test_pictures(tmp_path: Path, label_map: np.ndarray) -> None:
+    (tmp_path / "raw").mkdir()
+    label_map[label_map == 200] = 0
+    Image.fromarray(label_map).save(tmp_path / "raw/a.png")
+    rules = rules_for(organ={"fill_holes": True})
+    assert apply_to_folder(tmp_path / "raw", rules, tmp_path / "clean", workers=0) == 1
+    assert np.asarray(Image.open(tmp_path / "clean/a.png"))[3, 3] == 1
+    (tmp_path / "raw/b.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"1 of 2 cases cannot be used:\s+.*b.png cannot be read"):
+        apply_to_folder(tmp_path / "raw", rules, tmp_path / "clean", overwrite=True, workers=0)
+    with pytest.raises(UserError, match="cannot write to"):
+        apply_to_folder(tmp_path / "raw", rules, tmp_path / "raw/a.png/x", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", 'needs "labels"'), ("{", "cannot be read"), ('{"labels": {"a": 1}, "regions": {"r": ["b"]}}', "name b")],
+)
+def test_bad_task(faulty: Path, content: str, message: str) -> None:
+    (faulty / "task.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        arguments = ["--predictions", "p", "--labels", "l", "--config_file", str(faulty / "task.json"), "--output", "o"]
+        main(["determine", *arguments])
+
+
+def test_words() -> None:
+    rules = rules_for(True, organ={"largest_component": True}, lesion={"min_size": {"value": 0.05, "unit": "ml"}})
+    assert describe(rules) == (
+        "largest component of the foreground; organ: largest component; lesion: no component under 0.05 ml"
+    )
+    assert "nothing is changed" in describe(no_rules(LABELS))
