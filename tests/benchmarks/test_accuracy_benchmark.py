@@ -1,0 +1,84 @@
+"""The accuracy benchmark: the networks it makes, the split of the lung X-rays, and its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import accuracy
+import pytest
+import torch
+from accuracy_networks import Task, build, nnunet_stages
+from lung_split import split
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("task", "features", "smallest"),
+    [
+        (Task(3, 1, 3, (40, 56, 40)), [32, 64, 128, 256], (5, 7, 5)),  # as nnU-Net plans the hippocampus
+        (Task(2, 1, 2, (512, 512)), [32, 64, 128, 256, 512, 512, 512, 512], (4, 4)),
+        (Task(3, 1, 2, (128, 128, 16)), [32, 64, 128, 256, 320, 320], (4, 4, 4)),
+    ],
+)
+def test_stages_by_nnunets_rule(task: Task, features: list[int], smallest: tuple[int, ...]) -> None:
+    widths, strides = nnunet_stages(task)
+    assert widths == features and strides[0] == (1,) * task.spatial_dims
+    size = torch.tensor(task.patch_size)
+    for stride in strides:
+        size //= torch.tensor(stride)
+    assert tuple(size.tolist()) == smallest
+
+
+@pytest.mark.parametrize("name", ["lightm_unet", "plain_conv_unet", "residual_encoder_unet", "segresnet", "dynunet"])
+@pytest.mark.parametrize("patch", [(32, 48), (16, 24, 16)])
+def test_every_network_fits_a_task(name: str, patch: tuple[int, ...]) -> None:
+    if name in ("plain_conv_unet", "residual_encoder_unet"):
+        pytest.importorskip("dynamic_network_architectures")
+    options = {"init_filters": 8} if name in ("lightm_unet", "segresnet") else {}
+    network = build(name, len(patch), 2, 3, list(patch), **options).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 2, *patch)).shape == (1, 3, *patch)
+
+
+def test_lung_split_is_stratified_and_the_shipped_one() -> None:
+    names = [
+        f"{hospital}_{i:04}_{i % 2}" for hospital, count in (("MCUCXR", 40), ("CHNCXR", 100)) for i in range(count)
+    ]
+    parts = split(names)
+    assert sorted(name for members in parts.values() for name in members) == sorted(names)
+    assert {part: len(members) for part, members in parts.items()} == {"train": 98, "validation": 14, "test": 28}
+    assert sum(name.startswith("MCUCXR") for name in parts["test"]) == 8
+    assert sum(name.endswith("_1") for name in parts["test"]) == 14
+    validation, test = json.loads((ROOT / "bundle/configs/tasks/lung_xray_splits.json").read_text())
+    everything = [*validation["train"], *validation["val"], *test["val"]]
+    assert split(everything) == {"train": validation["train"], "validation": validation["val"], "test": test["val"]}
+    assert test["train"] == validation["train"]
+
+
+def test_the_table_counts_every_case_once_and_skips_undefined_scores() -> None:
+    def record(fold: str, cases: dict[str, float | None]) -> dict:
+        scores = {name: {"a": {"dice": dice, "hd95": None if dice is None else 2.0}} for name, dice in cases.items()}
+        common = {"task": "t", "budget": "10it", "network": "n", "variant": "", "seed": 0, "iterations": 10}
+        return common | {
+            "fold": fold,
+            "parameters": 5,
+            "train_seconds": 60,
+            "scores": {"tta": scores, "no_tta": scores},
+        }
+
+    table = accuracy.summary([record("0", {"x": 0.8, "y": None}), record("1", {"z": 0.9})])
+    assert "| n | 5 | 10 | 2 x 1 | 3 | 60 | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 |" in table
+
+
+def test_committed_records_name_no_place_on_a_machine() -> None:
+    records = accuracy.load_records(accuracy.RESULTS)
+    assert records
+    for record in records:
+        assert not set(record["settings"]) & set(accuracy.OF_THIS_MACHINE)
+        assert "/home/" not in json.dumps(record) and "/tmp" not in json.dumps(record)
+
+
+def test_options_are_read_as_json_where_they_are() -> None:
+    assert accuracy.pairs(["a=1", "b=x", 'c={"d": true}']) == {"a": 1, "b": "x", "c": {"d": True}}
