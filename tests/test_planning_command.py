@@ -104,7 +104,8 @@ def test_few_cases_train_on_all(tmp_path: Path, capsys: pytest.CaptureFixture[st
     dataset = make_dataset(tmp_path / "data", cases=3)
     assert plan("--dataset_dir", dataset, "--output", tmp_path / "plan.json") == 0
     lines = capsys.readouterr().out.splitlines()[-3:]
-    assert lines[0].endswith("--fold all") and "fold_all/model.pt" in lines[2]
+    assert lines[0].endswith("--fold all")
+    assert json.loads((tmp_path / "plan.json").read_text())["weights"] == "output/small_set/fold_all/model.pt"
 
 
 def test_wishes(dataset: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -181,6 +182,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(volumes: Path, run_3d: Path, 
         assert all(ours[key] == theirs[key] for key in ("loss", "lr", "dice", "pseudo_dice", "ema_pseudo_dice"))
 
 
+def test_a_run_killed_before_its_final_weights_gets_them(volumes: Path, run_3d: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(run_3d, output)
+    (output / "model_final.pt").unlink()
+    settings = {"dataset_dir": str(volumes), "output_dir": str(output), "resume": "true"} | TINY | SMALL_3D
+    run("training", "train.json", **settings)
+    final, whole = (torch.load(folder / "model_final.pt", weights_only=True) for folder in (output, run_3d))
+    assert all(torch.equal(final[name], value) for name, value in whole.items())
+    assert (output / "log.jsonl").read_text() == (run_3d / "log.jsonl").read_text()
+    assert "has done all its 2 epochs" in error_of("training", "train.json", **settings)
+
+
 def test_a_folder_with_a_run_is_refused_and_kept(volumes: Path, run_3d: Path) -> None:
     before = {file: file.read_bytes() for file in run_3d.glob("*.pt")}
     settings = {"dataset_dir": str(volumes), "output_dir": str(run_3d)} | TINY | SMALL_3D
@@ -281,7 +294,8 @@ def test_prediction_goes_on_past_a_broken_file(volumes: Path, run_3d: Path, tmp_
     assert done.returncode == 1
     assert "1 image(s) could not be predicted:" in done.stdout + done.stderr
     assert str(inputs / "case_1.nii.gz") in done.stdout + done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"case_0.nii.gz", "case_2.nii.gz"}
+    written = {"case_0.nii.gz", "case_2.nii.gz", "predictions.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
 
 
 def test_a_mistyped_id_and_other_errors_are_one_line(volumes: Path, tmp_path: Path) -> None:
@@ -324,14 +338,16 @@ def test_weights_that_do_not_fit_are_refused(volumes: Path, run_3d: Path, tmp_pa
     assert "--checkpoint" in message
 
 
-def test_task_overlay_of_the_default_changes_nothing() -> None:
+@pytest.mark.parametrize("config", ["train.json", "inference.json"])
+def test_task_overlay_of_the_default_changes_nothing(config: str) -> None:
     parser = monai.bundle.ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "tasks/hippocampus.json")])
+    parser.read_config([str(CONFIGS / config), str(CONFIGS / "tasks/hippocampus.json")])
     default = monai.bundle.ConfigParser()
-    default.read_config(str(CONFIGS / "train.json"))
+    default.read_config(str(CONFIGS / config))
     for p in (parser, default):
         p["bundle_root"] = str(BUNDLE)
-    for key in json.loads((CONFIGS / "tasks/hippocampus.json").read_text()):
+    keys = set(json.loads((CONFIGS / "tasks/hippocampus.json").read_text())) & set(default.get())
+    for key in keys - ({"dataset_dir"} if config == "inference.json" else set()):  # inference has its input_dir
         assert parser.get_parsed_content(key) == default.get_parsed_content(key)
 
 

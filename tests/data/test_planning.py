@@ -22,7 +22,8 @@ from scripts.networks import LightMUNet
 
 KEYS = (
     "name dataset_dir spatial_dims slice_axis in_channels labels ignore_label regions spacing normalization "
-    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch"
+    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch "
+    "val_interval weights"
 ).split()
 TABLE = {
     "classes": 3,
@@ -283,3 +284,9 @@ def test_the_network_takes_the_plan(shape: tuple, spacing: tuple | None) -> None
     image = torch.zeros(1, 1, *overlay["patch_size"])
     with torch.no_grad():
         assert network(image).shape == (1, 2, *overlay["patch_size"])
+
+
+def test_validation_is_seldom_where_cases_are_large() -> None:
+    small = plan_of(fingerprint(shape=(40, 56, 40), cases=20)).overlay
+    large = plan_of(fingerprint(shape=(512, 512, 400), cases=100)).overlay
+    assert small["val_interval"] == 1 and 1 < large["val_interval"] <= 10

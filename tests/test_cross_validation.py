@@ -1,0 +1,179 @@
+"""Cross-validation: what it runs, what it leaves alone, and what it puts together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from generators import hard_case, write_nnunet
+
+from scripts.cross_validation import EVALUATION, Fold, Settings, gather, main
+from scripts.errors import UserError
+from scripts.metrics import METRICS
+from scripts.provenance import Run, check_held_out, read_provenance, write_provenance
+
+TRAIN = Path(EVALUATION).with_name("train.json")
+SPLITS = [{"train": ["gap_0", "gap_1"], "val": ["gap_2", "gap_3"]}, {"train": ["gap_2"], "val": ["gap_0", "gap_1"]}]
+TINY = {
+    "init_filters": 8,
+    "epochs": 2,
+    "iterations_per_epoch": 2,
+    "batch_size": 1,
+    "patch_size": [16, 16, 16],
+    "labels": {"kidney": 1, "cyst": 5},
+    "overlap": 0.25,
+    "tta": "false",
+    "device": "cpu",
+    "num_workers": 0,
+}
+
+
+@pytest.fixture
+def split_file(tmp_path: Path) -> Path:
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps(SPLITS))
+    return path
+
+
+def words(**options: Any) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, capfd: pytest.CaptureFixture) -> None:
+    data = write_nnunet(tmp_path / "data", hard_case("label_gap", 4))
+    options = TINY | {"dataset_dir": data, "splits": split_file, "cache_dir": tmp_path / "cache"}
+    command = ["--config_file", str(TRAIN), *words(**options, output_dir=tmp_path / "run", keep_largest="true")]
+    together = tmp_path / "run/cross_validation"
+
+    assert main([*command, "--fold", "0"]) == 0
+    assert (tmp_path / "run/fold_0/evaluation/metrics.json").is_file()
+    assert not (tmp_path / "run/fold_1").exists() and not together.exists()
+
+    interrupt_after_an_epoch(tmp_path / "run/fold_1", {name: str(value) for name, value in options.items()})
+    before = files_of(tmp_path / "run/fold_0")
+    assert main(command) == 0
+    assert files_of(tmp_path / "run/fold_0") == before, "a finished fold was touched"
+    assert "fold 0: trained already" in (printed := capfd.readouterr().out) and "fold 1: resuming" in printed
+    assert "resuming after epoch 1 of 2" in (tmp_path / "run/fold_1/training.log").read_text()
+
+    with (together / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"], row["fold"]) for row in rows] == [
+        (f"gap_{i}", name, str(int(i < 2))) for i in range(4) for name in ("kidney", "cyst")
+    ]
+    assert json.loads((together / "metrics.json").read_text())["cases"] == 4
+    assert {path.name for path in (together / "predictions").iterdir()} == {
+        "predictions.json", *(f"gap_{i}.nii.gz" for i in range(4))
+    }  # fmt: skip
+    assert set(np.unique(nib.load(together / "predictions/gap_0.nii.gz").dataobj)) <= {0, 1, 5}
+    runs = read_provenance(together / "predictions")
+    assert [(run.fold, run.trained_on, run.predicted) for run in runs] == [
+        (fold, split["train"], split["val"]) for fold, split in enumerate(SPLITS)
+    ]
+    check_held_out(together / "predictions", [f"gap_{i}" for i in range(4)])
+
+    before = files_of(tmp_path / "run/fold_1")
+    assert main(command) == 0
+    assert files_of(tmp_path / "run/fold_1") == before
+    assert "fold 1: evaluated already" in capfd.readouterr().out
+
+
+def interrupt_after_an_epoch(folder: Path, options: dict[str, str]) -> None:
+    """What is left of a fold that was killed in its second epoch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    settings = options | {"epochs": 1, "labels": TINY["labels"], "patch_size": TINY["patch_size"]}
+    settings |= {name: TINY[name] for name in TINY if isinstance(TINY[name], (int, float)) and name != "epochs"}
+    root = str(TRAIN.parents[1])
+    monai.bundle.run("training", config_file=str(TRAIN), bundle_root=root, output_dir=str(folder), fold=1, **settings)
+    torch.set_num_threads(threads)
+    (folder / "model_final.pt").unlink()
+
+
+def test_each_run_gets_its_own_ids(tmp_path: Path, split_file: Path) -> None:
+    given = ["--output_dir", str(tmp_path), "--splits", str(split_file), "--tta", "false"]
+    settings = Settings([str(TRAIN)], [*given, "--keep_largest=true", "--evaluator#amp", "false"])
+    assert settings.count() == 2
+    fold = settings.fold(1)
+    assert fold.folder == tmp_path / "fold_1"
+    training, evaluation = settings.training(fold), settings.evaluation(fold)
+    assert "--keep_largest=true" not in training and "--evaluator#amp" not in training and "--resume" not in training
+    assert "--keep_largest=true" in evaluation and "--evaluator#amp" in evaluation
+    for command in (training, evaluation):
+        assert command.count("--output_dir") == 1
+        assert command[command.index("--output_dir") + 1] == str(fold.folder)
+        assert command[command.index("--tta") + 1] == "false"
+    assert evaluation[evaluation.index("--postprocessing_rules") + 1] == "none", "rules are learned from raw ones"
+    fold.folder.mkdir()
+    (fold.folder / "checkpoint.pt").touch()
+    assert "--resume" in settings.training(fold)
+
+
+def test_by_default_the_folds_lie_where_training_puts_them() -> None:
+    settings = Settings([str(TRAIN)], [])
+    assert settings.fold(3).folder == TRAIN.parents[1] / "output/hippocampus/fold_3"
+    assert settings.count() == 5
+
+
+@pytest.mark.parametrize("option", ["--resume true", "--fold=1", "--checkpoint model.pt", "--predictions_dir x"])
+def test_what_it_sets_itself_is_refused(option: str) -> None:
+    with pytest.raises(UserError, match="cross-validation sets it itself"):
+        Settings([str(TRAIN)], option.split())
+
+
+@pytest.mark.parametrize("which", ["--fold 2", "--folds 0 2", "--fold -1"])
+def test_an_unknown_fold_is_refused_before_anything_runs(tmp_path: Path, split_file: Path, which: str) -> None:
+    command = ["--config_file", str(TRAIN), *which.split(), *words(splits=split_file, output_dir=tmp_path / "run")]
+    with pytest.raises(UserError, match=r"fold -?\d does not exist: there are 2, 0 to 1"):
+        main(command)
+    assert not (tmp_path / "run").exists()
+
+
+def finished(folder: Path, number: int, scores: dict[str, float | None], ending: str = ".nii.gz") -> Fold:
+    """A fold as evaluation leaves it, with a file for each case's prediction."""
+    fold = Fold(number, folder / f"fold_{number}")
+    (fold.evaluation / "predictions").mkdir(parents=True)
+    (fold.folder / "model.pt").touch()
+    others = dict.fromkeys(METRICS, 1.0)
+    rows = [{"case": case, "class": "a", **others, "dice": dice} for case, dice in scores.items()]
+    (fold.evaluation / "metrics.json").write_text(json.dumps({"per_case": rows}))
+    for case in scores:
+        (fold.evaluation / "predictions" / (case + ending)).write_text(case)
+    write_provenance(fold.evaluation / "predictions", Run("model.pt", number, [], sorted(scores)))
+    return fold
+
+
+def test_gathering_counts_undefined_scores_and_starts_anew(tmp_path: Path) -> None:
+    folds = [finished(tmp_path, 0, {"b": 0.5, "d": None}), finished(tmp_path, 1, {"a": 0.7}, ".tif")]
+    (folds[1].evaluation / "predictions/a.json").write_text('{"spacing": [1, 1, 1]}')  # a TIFF stack's voxel size
+    out = tmp_path / "out"
+    gather(folds, out)
+    content = json.loads((out / "metrics.json").read_text())
+    assert content["folds"] == [0, 1] and content["cases"] == 3
+    assert content["classes"]["a"]["dice"] == pytest.approx(
+        {"mean": 0.6, "sd": 0.02**0.5, "median": 0.6, "defined": 2, "cases": 3}
+    )
+    names = {path.name for path in (out / "predictions").iterdir()}
+    assert names == {"a.tif", "a.json", "b.nii.gz", "d.nii.gz", "predictions.json"}
+    gather(folds[:1], out)
+    assert {path.name for path in (out / "predictions").iterdir()} == {"b.nii.gz", "d.nii.gz", "predictions.json"}
+
+
+def test_gathering_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
+    folds = [finished(tmp_path, 0, {"a": 0.5, "b": 0.5}), finished(tmp_path, 1, {"b": 0.7})]
+    with pytest.raises(UserError, match=r"1 case\(s\) are held out by more than one fold \(b\)"):
+        gather(folds, tmp_path / "out")
+    with pytest.raises(UserError, match=r"fold\(s\) 2 are not finished"):
+        gather([*folds, Fold(2, tmp_path / "fold_2")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
