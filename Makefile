@@ -4,9 +4,13 @@
 PYTHON ?= python3
 # An extra package index for torch, such as https://download.pytorch.org/whl/cpu (smaller, no CUDA libraries).
 TORCH_INDEX ?=
-# Where `make demo` writes.
+# Where `make demo` writes (`make report`: report_output).
 OUT ?= demo_output
-# Extra arguments for pytest or the benchmark: make test ARGS="-k demo"
+# What `make report` segments: a folder of images (without one, the demo's), their labels if there are any, the task.
+IN ?=
+LABELS ?=
+TASK ?= hippocampus
+# Extra arguments for pytest, the benchmark or the report's inference: make test ARGS="-k demo"
 ARGS ?=
 
 VENV := .venv
@@ -15,18 +19,34 @@ REQUIREMENTS := env/requirements.txt env/requirements-dev.txt
 # Named after the content, not the time: a checkout or a copied .venv does not install anew, a changed pin does.
 STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | tr ' ' '-')
 
+INFERENCE_CONFIG = ['configs/inference.json','configs/tasks/$(TASK).json']
+# As inference reads them: an overlay may say only what it changes.
+TASK_FILES = configs/tasks/hippocampus.json configs/tasks/$(TASK).json
+WRITE_DEMO_INPUT := from sys import argv; from pathlib import Path; from scripts.demo import load_template, write_inputs; \
+	write_inputs(load_template(), Path(argv[1]))
+
 BUNDLE_NAME := lightm_unet_segmentation
 BUNDLE_OUTPUTS := output eval prediction runs mlruns demo_output
 READ_VERSION := import json; print(json.load(open("bundle/configs/metadata.json", encoding="utf-8"))["version"])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench release clean
+.PHONY: help demo report test lint bench release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
 
 demo: $(STAMP)  ## segment both hippocampi of an embedded brain image on the CPU with the shipped weights
 	@cd bundle && $(VENV_PYTHON) -m scripts.demo --output_dir "$(abspath $(OUT))"
+
+report: OUT := report_output
+report: INPUT = $(abspath $(or $(IN),$(OUT)/input))
+report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels OUT=folder TASK=hippocampus
+	@$(if $(IN),,cd bundle && $(VENV_PYTHON) -c '$(WRITE_DEMO_INPUT)' "$(INPUT)")
+	@cd bundle && $(VENV_PYTHON) -m monai.bundle run inference --config_file "$(INFERENCE_CONFIG)" \
+	--input_dir "$(INPUT)" --output_dir "$(abspath $(OUT))/prediction" --overwrite true $(ARGS)
+	@cd bundle && $(VENV_PYTHON) -m scripts.report --config_file $(TASK_FILES) --images "$(INPUT)" \
+	--predictions "$(abspath $(OUT))/prediction" $(if $(LABELS),--labels "$(abspath $(LABELS))" --subset) \
+	--output_dir "$(abspath $(OUT))/report" --overwrite
 
 test: $(STAMP)  ## the whole test suite
 	@$(VENV_PYTHON) -m pytest $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def split_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiny tensors: a second thread only waits, here and in the processes that are started."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def words(**options: Any) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -50,6 +61,8 @@ def files_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, capfd: pytest.CaptureFixture) -> None:
     data = write_nnunet(tmp_path / "data", hard_case("label_gap", 4))
     options = TINY | {"dataset_dir": data, "splits": split_file, "cache_dir": tmp_path / "cache"}
@@ -91,13 +104,10 @@ def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, cap
 
 def interrupt_after_an_epoch(folder: Path, options: dict[str, str]) -> None:
     """What is left of a fold that was killed in its second epoch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     settings = options | {"epochs": 1, "labels": TINY["labels"], "patch_size": TINY["patch_size"]}
     settings |= {name: TINY[name] for name in TINY if isinstance(TINY[name], (int, float)) and name != "epochs"}
     root = str(TRAIN.parents[1])
     monai.bundle.run("training", config_file=str(TRAIN), bundle_root=root, output_dir=str(folder), fold=1, **settings)
-    torch.set_num_threads(threads)
     (folder / "model_final.pt").unlink()
 
 
@@ -130,6 +140,13 @@ def test_by_default_the_folds_lie_where_training_puts_them() -> None:
 def test_what_it_sets_itself_is_refused(option: str) -> None:
     with pytest.raises(UserError, match="cross-validation sets it itself"):
         Settings([str(TRAIN)], option.split())
+
+
+def test_configs_that_cannot_train_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json cannot be read"):
+        Settings([str(tmp_path / "none.json")], [])
+    with pytest.raises(UserError, match=r"evaluate\.json has no 'training'"):
+        Settings([EVALUATION], [])
 
 
 @pytest.mark.parametrize("which", ["--fold 2", "--folds 0 2", "--fold -1"])

@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,13 @@ from .data.datalist import NUM_FOLDS, read_splits
 from .data.files import replacing
 from .errors import UserError, show_user_errors_plainly
 from .metrics import format_summary, summarize, write_csv, write_json
-from .provenance import read_provenance, write_provenance
+from .provenance import PREDICTIONS, read_provenance, write_provenance
 
 __all__ = ["Fold", "gather", "main"]
 
 BUNDLE_ROOT = Path(__file__).parents[1]
+EVALUATION = str(BUNDLE_ROOT / "configs/evaluate.json")
+SET_BY_FOLD = ("fold", "resume", "checkpoint", "evaluation_dir", "predictions_dir")
 EXIT_STATUS = """exit status:
   0  every fold asked for is finished and scored
   1  a training or evaluation failed, or something has to be put right; the message says what
@@ -69,13 +71,13 @@ class Settings:
         self.files = [str(Path(file)) for file in files]
         self.overrides = list(overrides)
         values = option_values(overrides)
-        for name in ("fold", "resume", "checkpoint", "evaluation_dir"):
+        for name in SET_BY_FOLD:
             if name in values:
-                raise UserError(f"--{name}: cross-validation sets it itself, fold by fold")
+                raise UserError(f"--{name}: cross-validation sets it itself, fold by fold; leave it out")
         self.root = values.pop("output_dir", None)
-        parser = ConfigParser()
-        parser.read_config(self.files)
-        parser.update({"bundle_root": str(BUNDLE_ROOT), **{name: _literal(v) for name, v in values.items()}})
+        parser = _read_configs(self.files)
+        own = {name: _literal(value) for name, value in values.items() if "#" not in name and "::" not in name}
+        parser.update({"bundle_root": str(BUNDLE_ROOT), **own})
         self.bundle_root = str(parser.get_parsed_content("bundle_root"))
         if self.root is None:
             parser.update({"fold": 0})
@@ -89,13 +91,26 @@ class Settings:
         """Number of folds: the split file's, else nnU-Net's five."""
         return len(read_splits(self.splits)) if self.splits else NUM_FOLDS
 
-    def command(self, run_id: str, fold: Fold, *configs: str, **more: Any) -> list[str]:
-        """The ``monai.bundle run`` that does a fold's training or evaluation."""
-        files = [*self.files, *(str(BUNDLE_ROOT / "configs" / name) for name in configs)]
+    def training(self, fold: Fold) -> list[str]:
+        """The command that trains a fold or finishes its training; it knows no ids that only evaluation has."""
+        evaluation_only = set(ConfigParser.load_config_file(EVALUATION)) - set(
+            ConfigParser.load_config_files(self.files)
+        )
+        overrides = _without(self.overrides, evaluation_only)
+        return self._command("training", fold, self.files, overrides, {"resume": "true"} if fold.interrupted else {})
+
+    def evaluation(self, fold: Fold) -> list[str]:
+        """The command that predicts and scores a fold's held-out cases: raw, since rules are learned from them."""
+        raw = {} if "postprocessing_rules" in option_values(self.overrides) else {"postprocessing_rules": "none"}
+        return self._command("evaluating", fold, [*self.files, EVALUATION], self.overrides, raw)
+
+    def _command(
+        self, run_id: str, fold: Fold, files: Sequence[str], overrides: Sequence[str], more: Mapping[str, str]
+    ) -> list[str]:
         options = {"bundle_root": self.bundle_root, "fold": fold.number, "output_dir": fold.folder, **more}
         given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         run = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
-        return [*run, *_without(self.overrides, "output_dir", "bundle_root"), *given]
+        return [*run, *_without(overrides, options), *given]
 
 
 def run_fold(settings: Settings, fold: Fold) -> None:
@@ -107,17 +122,19 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     if fold.trained:
         print(f"fold {fold.number}: trained already ({fold.folder})", flush=True)
     else:
-        resume = {"resume": "true"} if fold.interrupted else {}
-        print(f"fold {fold.number}: {'resuming' if resume else 'training'} in {fold.folder}", flush=True)
-        _run(settings.command("training", fold, **resume), fold)
+        print(f"fold {fold.number}: {'resuming' if fold.interrupted else 'training'} in {fold.folder}", flush=True)
+        _run(settings.training(fold), fold)
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
     else:
-        _run(settings.command("evaluating", fold, "evaluate.json"), fold)
+        print(f"fold {fold.number}: evaluating", flush=True)
+        _run(settings.evaluation(fold), fold)
 
 
 def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     """Bring the held-out cases of all folds together: predictions/, metrics.csv and metrics.json in output_dir.
+
+    predictions/ is made anew, so that it holds the cases of these folds and no others.
 
     Raises:
         UserError: a fold is not finished; a case was held out twice; the folder cannot be written.
@@ -127,17 +144,19 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
         raise UserError(f"fold(s) {', '.join(missing)} are not finished: run them with --fold, then this command again")
     rows = []
     for fold in folds:
-        content = json.loads((fold.evaluation / "metrics.json").read_text())
+        content = json.loads((fold.evaluation / "metrics.json").read_text(encoding="utf-8"))
         rows += [{**_with_nan(row), "fold": fold.number} for row in content["per_case"]]
     _check_each_case_once(rows)
     predictions = output_dir / "predictions"
     try:
-        predictions.mkdir(parents=True, exist_ok=True)
+        if predictions.exists():
+            shutil.rmtree(predictions)
+        predictions.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
     for fold in folds:
         _copy_predictions(fold.evaluation / "predictions", predictions)
-    rows.sort(key=lambda row: (row["case"], row["class"]))
+    rows.sort(key=lambda row: row["case"])  # its classes stay in the task's order
     summary, cases = summarize(rows), len({row["case"] for row in rows})
     write_csv(output_dir / "metrics.csv", rows)
     numbers = [fold.number for fold in folds]
@@ -195,7 +214,7 @@ def _run(command: Sequence[str], fold: Fold) -> None:
 
 def _copy_predictions(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
-        if file.suffix != ".json":
+        if file.name != PREDICTIONS:
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
     write_provenance(target, *(read_provenance(source) or []))
@@ -218,6 +237,21 @@ def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
     return {key: float("nan") if value is None else value for key, value in row.items()}
 
 
+def _read_configs(files: Sequence[str]) -> ConfigParser:
+    parser = ConfigParser()
+    try:
+        parser.read_config(files)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config_file: {', '.join(files)} cannot be read: {error}") from error
+    missing = [name for name in ("training", "output_dir", "splits") if name not in parser]
+    if missing:
+        raise UserError(
+            f"--config_file: {', '.join(files)} has no '{missing[0]}': give configs/train.json and the task's overlay, "
+            "as for training"
+        )
+    return parser
+
+
 def _literal(value: str) -> Any:
     """A command line's word as monai.bundle reads it."""
     try:
@@ -226,17 +260,21 @@ def _literal(value: str) -> Any:
         return value
 
 
-def _without(words: Sequence[str], *names: str) -> list[str]:
-    """The command line without these options and their values."""
+def _without(words: Sequence[str], ids: Collection[str]) -> list[str]:
+    """The command line without these ids (and what lies within them, ``--id#key``) and their values."""
     kept, skip = [], False
     for word in words:
         if skip:
             skip = False
-        elif word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") in names:
+        elif word.startswith("--") and _top_level(word) in ids:
             skip = "=" not in word
         else:
             kept.append(word)
     return kept
+
+
+def _top_level(option: str) -> str:
+    return option[2:].partition("=")[0].replace("-", "_").replace("::", "#").partition("#")[0]
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", type=Path, help="folder of references with the same names")
     add("--images", type=Path, help="folder of images with the same names (or NAME_0000, NAME_0001, … per channel)")
     add("--postprocessed", type=Path, help="folder of postprocessed predictions with the same names")
-    add("--config_file", type=Path, help="task overlay (configs/tasks/NAME.json): names of the label values")
+    overlay = "task overlay (configs/tasks/NAME.json): names of the label values; of several, later ones override"
+    add("--config_file", type=Path, nargs="+", default=[], metavar="TASK.json", help=overlay)
     add("--run_dir", type=Path, help="folder of a training run, whose log.jsonl gives the training curves")
     add("--output_dir", type=Path, required=True, help="where report.html, summary.json and figures/ go")
     add("--overwrite", action="store_true", help="replace a report that is there")
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Command line. Raises UserError, which the command line shows as one line."""
     options = _parser().parse_args(arguments)
-    task = read_task(options.config_file)
+    task = read_task(*options.config_file)
     cases = pair_cases(options.predictions, options.images, options.labels, options.postprocessed, options.subset)
     prepare_output(options.output_dir, options.overwrite)
     summary = write_report(

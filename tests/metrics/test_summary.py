@@ -33,6 +33,12 @@ def test_table() -> None:
     assert "3 cases" in table and "0.7000 ± 0.2000" in table and "nan ± nan" in table
 
 
+def test_columns_stay_apart_where_distances_are_large() -> None:
+    far = [{"case": str(i), "class": "a", "dice": 0.1, "hd95": 124.0 + 30 * i} for i in range(2)]
+    titles, row = format_summary(2, summarize(far), ["dice", "hd95"]).splitlines()[1:]
+    assert "0.0000  139.0000" in row and len(titles) == len(row)
+
+
 def test_csv(tmp_path: Path) -> None:
     assert metric_columns(ROWS) == ["dice", "hd95", "area_px"]
     write_csv(tmp_path / "m.csv", ROWS)

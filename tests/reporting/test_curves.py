@@ -38,3 +38,10 @@ def test_draws_what_the_log_holds() -> None:
         figure = Figure()
         draw(figure, DARK)
         assert figure.axes[0].lines
+
+
+def test_ticks_are_whole_epochs_even_of_one_validation() -> None:
+    figure = Figure()
+    curve_charts([{"epoch": 4, "pseudo_dice": 0.2}])["Pseudo-Dice"](figure, DARK)
+    ticks = figure.axes[0].get_xticks()
+    assert 4 in ticks and all(tick == round(tick) for tick in ticks)

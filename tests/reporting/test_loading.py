@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,10 @@ def test_task_orders_labels_by_value_and_knows_its_dimensions(tmp_path: Path) ->
     task = read_task(path)
     assert list(task.labels) == ["a", "b"]
     assert (task.image_dims, task.ignore_label) == (3, 9)
-    assert read_task(None) == Task()
+    assert read_task() == Task()
+    changed = tmp_path / "changed.json"
+    changed.write_text('{"name": "smaller"}')
+    assert read_task(path, changed) == dataclasses.replace(task, name="smaller")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"labels": "$@task"}', '{"labels": {}}', '{"labels": {"a": 0}}'])

@@ -20,6 +20,7 @@ from ..errors import UserError
 __all__ = ["SaveCheckpoints", "load_weights", "open_run", "restore_run"]
 
 CHECKPOINT = "checkpoint.pt"
+FINAL = "model_final.pt"
 SETTINGS = "settings.json"
 logger = logging.getLogger("lightm_unet")
 
@@ -85,7 +86,7 @@ class SaveCheckpoints:
         }
 
     def _end_run(self, trainer: Engine) -> None:
-        self._write("model_final.pt", self._weights())
+        self._write(FINAL, self._weights())
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """On the CPU, so that they load where there is no GPU."""
@@ -141,7 +142,8 @@ def restore_run(
     seed and epoch.
 
     Raises:
-        UserError: the run is complete, or its checkpoint does not fit.
+        UserError: the run is complete, or its checkpoint does not fit. A run that was stopped between its last
+            checkpoint.pt and model_final.pt is not complete: it only writes the latter.
     """
     if as_flag(resume, "resume"):
         _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
@@ -209,7 +211,7 @@ def _restore(
     load_weights(network, path)
     saved = torch.load(path, map_location="cpu", weights_only=True)
     epoch = saved["epoch"]
-    if epoch >= trainer.state.max_epochs:
+    if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
     _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
     evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]

@@ -50,11 +50,13 @@ def summarize(rows: Sequence[Row]) -> Summary:
 def format_summary(cases: int, summary: Summary, metrics: Sequence[str] = METRICS) -> str:
     """A table for the log: classes down, mean ± SD of the metrics across."""
     width = max(map(len, summary), default=0) + 2
-    lines = [f"{cases} cases, mean ± SD", " " * width + "".join(f"{metric:>18}" for metric in metrics)]
-    for name, own in summary.items():
-        cells = (f"{own[metric]['mean']:.4f} ± {own[metric]['sd']:.4f}" for metric in metrics)
-        lines.append(name.ljust(width) + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+    rows = [
+        [name.ljust(width), *(f"{own[metric]['mean']:.4f} ± {own[metric]['sd']:.4f}" for metric in metrics)]
+        for name, own in summary.items()
+    ]
+    column = max(18, 2 + max((len(cell) for row in rows for cell in row[1:]), default=0))  # pixels can be hundreds
+    lines = [row[0] + "".join(f"{cell:>{column}}" for cell in row[1:]) for row in [[" " * width, *metrics], *rows]]
+    return "\n".join([f"{cases} cases, mean ± SD", *lines])
 
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:

@@ -40,7 +40,8 @@ def draw_distribution(
     ax.set_xticks(range(len(classes)), [plain(_short(name)) for name in classes], **slant)
     ax.set_title(f"{title}, {unit}" if unit else title)
     if not unit:
-        ax.set_ylim(top=1.02)
+        ax.set_ylim(top=1.02)  # room for a dot at 1, not for a tick above it
+        ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick < 1.01])
     if len(values) > 1:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
 

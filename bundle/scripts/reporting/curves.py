@@ -85,7 +85,7 @@ def _drawing(title: str, lines: Mapping[str, tuple[list, list]]) -> Callable[[Fi
             ax.set_yscale("log")
         ax.set_title(title)
         ax.set_xlabel("epoch", fontsize=9)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if 1 < len(lines) <= 12:
             ax.legend(frameon=False, fontsize=8.5)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,27 +76,34 @@ class Loaded:
         return Loaded(self.path, self.array.squeeze(axis - 3), 2, affine)
 
 
-def read_task(path: Path | None) -> Task:
-    """Read a task overlay (configs/tasks/NAME.json).
+def read_task(*paths: Path) -> Task:
+    """Read a task from its overlay (configs/tasks/NAME.json), or several, of which a later one overrides the earlier.
 
     Raises:
-        UserError: it is missing, no JSON, or declares no labels.
+        UserError: one is missing or no JSON, or they declare no labels.
     """
-    if path is None:
+    if not paths:
         return Task()
-    if not path.is_file():
-        raise UserError(f"{path} is missing: give the task overlay (configs/tasks/NAME.json) with --config_file")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    labels = config.get("labels") if isinstance(config, dict) else None
+    config: dict[str, Any] = {}
+    for path in paths:
+        config |= _read_overlay(path)
+    labels, path = config.get("labels"), ", ".join(map(str, paths))
     if not isinstance(labels, dict) or not labels or not all(isinstance(v, int) and v > 0 for v in labels.values()):
         example = '"labels": {"name": value, …} with values from 1'
         raise UserError(f"{path} needs {example}: give a task overlay (configs/tasks/NAME.json)")
     dims = 3 if config.get("slice_axis") is not None else config.get("spatial_dims")
     ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
     return Task(config.get("name"), ordered, config.get("regions") or {}, config.get("ignore_label"), dims)
+
+
+def _read_overlay(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give the task overlay (configs/tasks/NAME.json) with --config_file")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    return config if isinstance(config, dict) else {}
 
 
 def load_label_map(path: Path, task: Task) -> Loaded:
