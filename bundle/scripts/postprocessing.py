@@ -17,7 +17,6 @@ from monai.transforms import (
     CopyItemsd,
     Invertd,
     InvertibleTransform,
-    KeepLargestConnectedComponentd,
     Lambda,
     Lambdad,
     Transform,
@@ -27,7 +26,7 @@ from monai.utils import convert_to_dst_type
 from .command_line import as_flag
 from .engines.prediction import SavePredictiond
 from .errors import show_user_errors_plainly
-from .rules.apply import ApplyPostprocessingd
+from .rules.apply import ApplyPostprocessingd, Rules, apply_rules, largest_components
 from .rules.command import main
 
 __all__ = ["for_scoring", "main", "to_label_map", "to_saved_label_map"]
@@ -61,10 +60,10 @@ def to_label_map(
         transforms.append(CopyItemsd("pred", names=probabilities_key))
         transforms.append(Activationsd(probabilities_key, softmax=True))
     transforms.append(AsDiscreted("pred", argmax=True))
-    if as_flag(keep_largest, "keep_largest"):
-        transforms.append(KeepLargestConnectedComponentd("pred", applied_labels=range(1, len(labels) + 1)))
     values = torch.tensor([0, *sorted(labels.values())])
     transforms.append(Lambdad("pred", partial(_label_values, values=values)))
+    if as_flag(keep_largest, "keep_largest"):
+        transforms.append(Lambdad("pred", partial(_cleaned, rules=largest_components(labels))))
     return [*transforms, ApplyPostprocessingd(["pred"], labels, rules, checkpoint)]
 
 
@@ -96,6 +95,11 @@ def _one_hot_pair(data: Mapping[str, Any], classes: int) -> dict[str, Any]:
     order = torch.arange(classes, device=index.device).view(-1, *[1] * (index.ndim - 1))
     pred = (index == order) & (label.to(index.device) >= 0)
     return {**data, "pred": pred.to(torch.uint8), "label": (label == order.to(label.device)).to(torch.uint8)}
+
+
+def _cleaned(label_map: torch.Tensor, rules: Rules) -> torch.Tensor:
+    cleaned = apply_rules(label_map[0].cpu().numpy(), rules)
+    return convert_to_dst_type(cleaned[None], label_map)[0]
 
 
 def _label_values(indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

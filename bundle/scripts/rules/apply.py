@@ -35,6 +35,7 @@ __all__ = [
     "apply_rules",
     "describe",
     "find_rules",
+    "largest_components",
     "load_rules",
     "no_rules",
     "remove_components",
@@ -54,6 +55,14 @@ def no_rules(labels: Mapping[str, int]) -> Rules:
         "largest_component_of_foreground": False,
         "classes": {name: dict(untouched) for name in labels},
     }
+
+
+def largest_components(labels: Mapping[str, int]) -> Rules:
+    """Rules that keep the largest component of each class."""
+    rules = no_rules(labels)
+    for rule in rules["classes"].values():
+        rule["largest_component"] = True
+    return rules
 
 
 def load_rules(path: str | Path, labels: Mapping[str, int] | None = None) -> Rules:
