@@ -123,13 +123,10 @@ def pairs(items: Iterable[str]) -> dict[str, Any]:
 
 
 def epochs(iterations: int, validations: int) -> dict[str, int]:
-    """An epoch of 50 iterations or more, and a validation every so many epochs."""
-    count = max(1, min(iterations // 50, 100))
-    return {
-        "epochs": count,
-        "iterations_per_epoch": iterations // count,
-        "val_interval": max(1, count // validations),
-    }
+    """Epochs of 50 iterations or more, and so many validations, the last one after the last epoch."""
+    validations = min(validations, max(1, iterations // 50))
+    count = max(1, min(iterations // 50, 100) // validations) * validations
+    return {"epochs": count, "iterations_per_epoch": iterations // count, "val_interval": count // validations}
 
 
 def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> float:

@@ -82,3 +82,11 @@ def test_committed_records_name_no_place_on_a_machine() -> None:
 
 def test_options_are_read_as_json_where_they_are() -> None:
     assert accuracy.pairs(["a=1", "b=x", 'c={"d": true}']) == {"a": 1, "b": "x", "c": {"d": True}}
+
+
+@pytest.mark.parametrize(("iterations", "validations"), [(5000, 4), (2500, 4), (4000, 10), (60, 10), (2, 1)])
+def test_the_last_epoch_is_validated(iterations: int, validations: int) -> None:
+    settings = accuracy.epochs(iterations, validations)
+    assert settings["epochs"] % settings["val_interval"] == 0
+    assert settings["epochs"] * settings["iterations_per_epoch"] <= iterations
+    assert settings["iterations_per_epoch"] >= min(50, iterations)

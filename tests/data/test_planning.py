@@ -290,3 +290,4 @@ def test_validation_is_seldom_where_cases_are_large() -> None:
     small = plan_of(fingerprint(shape=(40, 56, 40), cases=20)).overlay
     large = plan_of(fingerprint(shape=(512, 512, 400), cases=100)).overlay
     assert small["val_interval"] == 1 and 1 < large["val_interval"] <= 10
+    assert large["epochs"] % large["val_interval"] == 0, "the last epoch is validated"

@@ -143,7 +143,9 @@ def _validation(plan: Plan, shapes: np.ndarray) -> None:
     slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
     windows = float(np.sum(steps.prod(axis=1) * slices)) / FOLDS
     allowed = VALIDATION_SHARE * 3 * plan.overlay["iterations_per_epoch"] * plan.overlay["batch_size"]
-    interval = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN)
+    needed = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN)
+    epochs = plan.overlay["epochs"]
+    interval = next(count for count in range(needed, epochs + 1) if epochs % count == 0)  # the last epoch counts
     plan.set("val_interval", interval, f"epochs; a validation predicts about {windows:,.0f} patches")
 
 
