@@ -13,7 +13,6 @@ import torch.distributed as dist
 from .errors import UserError
 
 __all__ = [
-    "default_device",
     "gather_objects",
     "is_main_process",
     "rank",
@@ -36,13 +35,6 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and logs."""
     return rank() == 0
-
-
-def default_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def start_process_group(device: torch.device | str) -> None:
