@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from generators import hard_case, write_nnunet
 
+from scripts import cross_validation
 from scripts.cross_validation import EVALUATION, Fold, Settings, gather, main
 from scripts.errors import UserError
 from scripts.metrics import METRICS
@@ -101,6 +103,16 @@ def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, cap
     assert files_of(tmp_path / "run/fold_1") == before
     assert "fold 1: evaluated already" in capfd.readouterr().out
 
+    longer = ["--config_file", str(TRAIN), *words(**options | {"epochs": 3}, output_dir=tmp_path / "run")]
+    assert main([*longer, "--fold", "1"]) == 0
+    assert f"fold 1: training on to 3 epochs in {tmp_path / 'run/fold_1'}" in capfd.readouterr().out
+    log = (tmp_path / "run/fold_1/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2, 3]
+    after = files_of(tmp_path / "run/fold_1")
+    changed = {path.name: after[path] != before[path] for path in before}
+    assert changed["model_final.pt"]
+    assert changed["metrics.json"] == changed["model.pt"], "evaluated again, unless the best weights stayed"
+
 
 def interrupt_after_an_epoch(folder: Path, options: dict[str, str]) -> None:
     """What is left of a fold that was killed in its second epoch."""
@@ -130,6 +142,50 @@ def test_each_run_gets_its_own_ids(tmp_path: Path, split_file: Path) -> None:
     assert "--resume" in settings.training(fold)
 
 
+def short_run(folder: Path) -> None:
+    """A fold that was trained for two epochs and evaluated."""
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    for name in ("model.pt", "checkpoint.pt", "model_final.pt", "evaluation/metrics.json"):
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_finished_fold_trains_on_when_asked_for_more_epochs(
+    better: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    short_run(tmp_path / "fold_0")
+    commands = []
+
+    def run(command: list[str], fold: Fold) -> None:
+        commands.append(command)
+        if better:
+            scores = (fold.evaluation / "metrics.json").stat().st_mtime
+            os.utime(fold.folder / "model.pt", (scores + 1, scores + 1))
+
+    monkeypatch.setattr(cross_validation, "_run", run)
+    given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0"]
+    for epochs in ("1", "2"):
+        main([*given, "--epochs", epochs])
+        assert commands == [] and "fold 0: trained already" in capsys.readouterr().out
+    main([*given, "--epochs", "3"])
+    training = commands[0]
+    assert training[training.index("--resume") + 1] == "true" and training[training.index("--epochs") + 1] == "3"
+    assert f"fold 0: training on to 3 epochs in {tmp_path / 'fold_0'}" in capsys.readouterr().out
+    assert [command[4] for command in commands] == (["training", "evaluating"] if better else ["training"])
+
+
+def test_a_trained_fold_without_log_or_checkpoint(tmp_path: Path) -> None:
+    fold = Settings([str(TRAIN)], ["--output_dir", str(tmp_path), "--epochs", "3"]).fold(0)
+    short_run(fold.folder)
+    assert not fold.trained
+    (fold.folder / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"fold 0 has fewer than 3 epochs, and without .*checkpoint\.pt it cannot"):
+        main(["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--epochs", "3", "--fold", "0"])
+    (fold.folder / "log.jsonl").unlink()
+    assert fold.trained, "nobody can tell how long it was trained"
+
+
 def test_by_default_the_folds_lie_where_training_puts_them() -> None:
     settings = Settings([str(TRAIN)], [])
     assert settings.fold(3).folder == TRAIN.parents[1] / "output/hippocampus/fold_3"
@@ -147,6 +203,8 @@ def test_configs_that_cannot_train_are_refused(tmp_path: Path) -> None:
         Settings([str(tmp_path / "none.json")], [])
     with pytest.raises(UserError, match=r"evaluate\.json has no 'training'"):
         Settings([EVALUATION], [])
+    with pytest.raises(UserError, match="epochs must be a whole number, not 'many'"):
+        Settings([str(TRAIN)], ["--epochs", "many"])
 
 
 @pytest.mark.parametrize("which", ["--fold 2", "--folds 0 2", "--fold -1"])
@@ -159,7 +217,7 @@ def test_an_unknown_fold_is_refused_before_anything_runs(tmp_path: Path, split_f
 
 def finished(folder: Path, number: int, scores: dict[str, float | None], ending: str = ".nii.gz") -> Fold:
     """A fold as evaluation leaves it, with a file for each case's prediction."""
-    fold = Fold(number, folder / f"fold_{number}")
+    fold = Fold(number, folder / f"fold_{number}", epochs=1)
     (fold.evaluation / "predictions").mkdir(parents=True)
     (fold.folder / "model.pt").touch()
     others = dict.fromkeys(METRICS, 1.0)
@@ -192,5 +250,5 @@ def test_gathering_refuses_what_does_not_belong_together(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"1 case\(s\) are held out by more than one fold \(b\)"):
         gather(folds, tmp_path / "out")
     with pytest.raises(UserError, match=r"fold\(s\) 2 are not finished"):
-        gather([*folds, Fold(2, tmp_path / "fold_2")], tmp_path / "out")
+        gather([*folds, Fold(2, tmp_path / "fold_2", epochs=1)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,8 +2,9 @@
 
 ``python -m scripts.cross_validation --config_file "['configs/train.json','configs/tasks/NAME.json']"`` runs training
 and evaluation for each fold, one after the other. What is finished is not done again, an interrupted training goes on
-where it stopped. On a cluster, ``--fold K`` does one fold (a job array's task), and the same command without it puts
-the finished folds together. Any id of the configs can be set as for ``monai.bundle run``: ``--epochs 50``.
+where it stopped, and with more ``--epochs`` than before every fold trains on. On a cluster, ``--fold K`` does one fold
+(a job array's task), and the same command without it puts the finished folds together. Any id of the configs can be
+set as for ``monai.bundle run``: ``--epochs 50``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .data.files import replacing
 from .errors import UserError, show_user_errors_plainly
 from .metrics import format_summary, summarize, write_csv, write_json
 from .provenance import PREDICTIONS, read_provenance, write_provenance
+from .reporting.curves import read_log
 
 __all__ = ["Fold", "gather", "main"]
 
@@ -40,17 +42,26 @@ EXIT_STATUS = """exit status:
 
 
 class Fold(NamedTuple):
-    """One fold's run: its number and its folder, which training and evaluation fill."""
+    """One fold's run: its number, its folder, which training and evaluation fill, and the epochs it is to reach."""
 
     number: int
     folder: Path
+    epochs: int
 
     @property
-    def trained(self) -> bool:
+    def ended(self) -> bool:
+        """Whether a training came to its end here, maybe one of fewer epochs."""
         return (self.folder / "model_final.pt").is_file()
 
     @property
-    def interrupted(self) -> bool:
+    def trained(self) -> bool:
+        """Whether training ended after the epochs asked for, or more; without a log nobody can tell, and it counts."""
+        epochs, _ = read_log(self.folder)
+        return self.ended and (not epochs or epochs[-1]["epoch"] >= self.epochs)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether training can go on from where it was interrupted, or ended with fewer epochs."""
         return not self.trained and (self.folder / "checkpoint.pt").is_file()
 
     @property
@@ -83,9 +94,12 @@ class Settings:
             parser.update({"fold": 0})
             self.root = str(Path(parser.get_parsed_content("output_dir")).parent)
         self.splits = or_none(parser.get_parsed_content("splits"))
+        self.epochs = parser.get_parsed_content("epochs")
+        if not isinstance(self.epochs, int):
+            raise UserError(f"epochs must be a whole number, not {self.epochs!r}")
 
     def fold(self, number: int) -> Fold:
-        return Fold(number, Path(self.root) / f"fold_{number}")
+        return Fold(number, Path(self.root) / f"fold_{number}", self.epochs)
 
     def count(self) -> int:
         """Number of folds: the split file's, else nnU-Net's five."""
@@ -97,7 +111,7 @@ class Settings:
             ConfigParser.load_config_files(self.files)
         )
         overrides = _without(self.overrides, evaluation_only)
-        return self._command("training", fold, self.files, overrides, {"resume": "true"} if fold.interrupted else {})
+        return self._command("training", fold, self.files, overrides, {"resume": "true"} if fold.resumable else {})
 
     def evaluation(self, fold: Fold) -> list[str]:
         """The command that predicts and scores a fold's held-out cases: raw, since rules are learned from them."""
@@ -114,15 +128,15 @@ class Settings:
 
 
 def run_fold(settings: Settings, fold: Fold) -> None:
-    """Train a fold, or finish its training, and evaluate it, unless that is done.
+    """Train a fold, or go on with its training, and evaluate it, unless that is done.
 
     Raises:
-        UserError: a run ended with an error, which it has printed.
+        UserError: a run ended with an error, which it has printed; or a fold cannot train on.
     """
     if fold.trained:
         print(f"fold {fold.number}: trained already ({fold.folder})", flush=True)
     else:
-        print(f"fold {fold.number}: {'resuming' if fold.interrupted else 'training'} in {fold.folder}", flush=True)
+        print(f"fold {fold.number}: {_kind_of_training(fold)} in {fold.folder}", flush=True)
         _run(settings.training(fold), fold)
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
@@ -201,6 +215,17 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return parser.parse_known_args(argv)
 
 
+def _kind_of_training(fold: Fold) -> str:
+    if fold.ended and not fold.resumable:  # training would start anew and replace its weights
+        raise UserError(
+            f"fold {fold.number} has fewer than {fold.epochs} epochs, and without {fold.folder / 'checkpoint.pt'} it "
+            "cannot train on: give --epochs as before, or another --output_dir"
+        )
+    if fold.ended:
+        return f"training on to {fold.epochs} epochs"
+    return "resuming" if fold.resumable else "training"
+
+
 def _run(command: Sequence[str], fold: Fold) -> None:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")]))
@@ -243,7 +268,7 @@ def _read_configs(files: Sequence[str]) -> ConfigParser:
         parser.read_config(files)
     except (OSError, ValueError) as error:
         raise UserError(f"--config_file: {', '.join(files)} cannot be read: {error}") from error
-    missing = [name for name in ("training", "output_dir", "splits") if name not in parser]
+    missing = [name for name in ("training", "output_dir", "splits", "epochs") if name not in parser]
     if missing:
         raise UserError(
             f"--config_file: {', '.join(files)} has no '{missing[0]}': give configs/train.json and the task's overlay, "

@@ -1,0 +1,87 @@
+"""`make report` from images to page, and what it says when its folders are not there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from report_cases import cube, write
+
+from scripts.networks import LightMUNet
+
+REPOSITORY = Path(__file__).parents[1]
+Result = subprocess.CompletedProcess[str]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """images/a with a reference, a reference "b" without image, and weights.pt of a small untrained network."""
+    label = cube((16, 14, 12), 3, 8) + cube((16, 14, 12), 9, 11, 2)
+    write(tmp_path / "images/a.nii.gz", label.astype(np.float32))
+    for name in "ab":
+        write(tmp_path / f"labels/{name}.nii.gz", label)
+    torch.manual_seed(0)
+    torch.save(LightMUNet(3, 1, 3, init_filters=8).state_dict(), tmp_path / "weights.pt")
+    return tmp_path
+
+
+def make_report(folder: Path, *options: str, python: Path | str = sys.executable, **variables: Path) -> Result:
+    """`make report` with the small network; an existing file as the stamp: this Python already has the packages."""
+    arguments = f"--checkpoint {folder / 'weights.pt'} --init_filters 8 --tta false"
+    given = {"VENV_PYTHON": python, "STAMP": "Makefile", "OUT": folder / "out", "ARGS": arguments, **variables}
+    command = ["make", *options, "report", *(f"{name}={value}" for name, value in given.items())]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+
+
+def check_error(done: Result, message: str) -> None:
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {message}"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_report_of_a_folder(case: Path) -> None:
+    done = make_report(case, IN=case / "images", LABELS=case / "labels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    named = re.search(r"^1 cases: (\S+) \(.* MiB\), (\S+),", done.stdout, re.MULTILINE)
+    assert named, done.stdout
+    page = Path(named[1])
+    assert page == case / "out/report/report.html"
+    assert "</html>" in page.read_text()
+    content = json.loads(page.with_name(named[2]).read_text())
+    assert content["worst_first"] == ["a"]
+    assert content["classes"] == {"anterior": 1, "posterior": 2}, "the task's names"
+    assert content["results"]["prediction"]["anterior"]["dice"]["defined"] == 1, "the reference was used"
+
+
+def test_without_folders_the_demo_images_without_references(tmp_path: Path) -> None:
+    done = make_report(tmp_path, "--dry-run")  # for real it takes as long as the other tests together
+    assert done.returncode == 0, done.stderr
+    assert "write_inputs" in done.stdout
+    assert done.stdout.count(f'"{tmp_path / "out/input"}"') == 3, "written, segmented and drawn"
+    assert "--labels" not in done.stdout
+
+
+def test_a_missing_folder_of_images_is_one_clear_error(case: Path) -> None:
+    done = make_report(case, IN=case / "none", LABELS=case / "labels")
+    check_error(done, f"the input {case / 'none'} does not exist: give a file or a folder")
+    assert not (case / "out/report").exists()
+
+
+def test_a_missing_folder_of_references_is_one_clear_error(case: Path) -> None:
+    shutil.copytree(case / "labels", case / "out/prediction")
+    after_inference = case / "python"  # which the other tests run, and which takes most of their time
+    after_inference.write_text(f'#!/bin/sh\n[ "$2" = monai.bundle ] || exec "{sys.executable}" "$@"\n')
+    after_inference.chmod(0o755)
+    done = make_report(case, python=after_inference, IN=case / "images", LABELS=case / "none")
+    check_error(done, f"the folder {case / 'none'} does not exist")
+    assert not (case / "out/report").exists()
