@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -102,7 +103,7 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
         "out_channels": "$len(@labels) + 1",
         "patch_size": "@patch_size",
     }
-    network |= pairs(options.split(",") if options else [])
+    network |= pairs(re.split(r",(?![^\[]*\])", options) if options else [])  # not at commas within brackets
     shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
     shared |= {"network_def": network, "num_workers": args.num_workers, "cache_dir": str(args.run_dir / "preprocessed")}
     if args.splits:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn as nn
+from monai.losses import DeepSupervisionLoss
+from monai.networks.layers import DropPath
 
 __all__ = ["BUILDERS", "build", "nnunet_stages"]
 
@@ -41,10 +44,63 @@ def nnunet_stages(task: Task) -> tuple[list[int], list[tuple[int, ...]]]:
     return [min(32 * 2**i, WIDEST[task.spatial_dims]) for i in range(len(strides))], strides
 
 
-def lightm_unet(task: Task, **options: Any) -> nn.Module:
+def lightm_unet(task: Task, drop_path: float = 0, deep_supervision: bool = False, **options: Any) -> nn.Module:
+    """The bundle's network, and two things to try on it.
+
+    Args:
+        task: what it is for.
+        drop_path: stochastic depth, the probability with which a residual VSS block of the last stage is left out
+            for an image; earlier stages' blocks less often, in proportion.
+        deep_supervision: while training, return logits of each decoder stage, finest first (for
+            DeepLoss).
+        options: of LightMUNet.
+    """
     from scripts.networks import LightMUNet
 
-    return LightMUNet(task.spatial_dims, task.in_channels, task.out_channels, **options)
+    network = LightMUNet(task.spatial_dims, task.in_channels, task.out_channels, **options)
+    if drop_path:
+        blocks = [block for stage in network.encoder for block in stage.blocks]
+        for i, block in enumerate(blocks, start=1):
+            block.vss2 = nn.Sequential(block.vss2, DropPath(drop_path * i / len(blocks)))
+    return DeeplySupervised(network, task) if deep_supervision else network
+
+
+class DeepLoss(DeepSupervisionLoss):
+    """The bundle's loss at each of a deeply supervised network's resolutions, half the weight at half the size."""
+
+    def __init__(self) -> None:
+        from scripts.losses import DiceCELoss
+
+        super().__init__(DiceCELoss())
+
+    def forward(self, input: torch.Tensor | tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
+        return super().forward(input, torch.as_tensor(target).float())  # integers cannot be resized
+
+
+class DeeplySupervised(nn.Module):
+    """LightM-UNet with a 1x1 convolution to logits after each coarser decoder stage."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        convolution = nn.Conv2d if task.spatial_dims == 2 else nn.Conv3d
+        self.heads = nn.ModuleList(
+            convolution(stage.reduce.conv.out_channels, task.out_channels, 1) for stage in network.decoder[:-1]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        if not self.training:
+            return self.network(x)
+        features: list[torch.Tensor] = []
+        hooks = [
+            stage.register_forward_hook(lambda module, inputs, output: features.append(output))
+            for stage in self.network.decoder[:-1]
+        ]
+        logits = self.network(x)
+        for hook in hooks:
+            hook.remove()
+        coarser = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
+        return logits, *reversed(coarser)
 
 
 def plain_conv_unet(task: Task) -> nn.Module:

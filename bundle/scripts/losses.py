@@ -16,11 +16,13 @@ class DiceCELoss(torch.nn.Module):
 
     Args:
         smooth: added to the Dice's numerator and denominator.
+        batch: one Dice over all images of the batch together (nnU-Net's batch_dice) instead of each image's mean.
     """
 
-    def __init__(self, smooth: float = 1e-5) -> None:
+    def __init__(self, smooth: float = 1e-5, batch: bool = False) -> None:
         super().__init__()
         self.smooth = smooth
+        self.batch = batch
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Logits (batch, classes, *spatial) and class indices (batch, 1, *spatial), -1 for no label, to a number."""
@@ -35,7 +37,7 @@ class DiceCELoss(torch.nn.Module):
         classes = torch.arange(1, logits.shape[1], device=logits.device, dtype=label.dtype)
         expected = label == classes.view(1, -1, *[1] * (logits.ndim - 2))
         predicted = torch.softmax(logits, dim=1)[:, 1:] * known
-        axes = tuple(range(2, logits.ndim))
+        axes = (*([0] if self.batch else []), *range(2, logits.ndim))
         overlap = (predicted * expected).sum(axes)
         total = predicted.sum(axes) + expected.sum(axes)
         return (1 - (2 * overlap + self.smooth) / (total + self.smooth)).mean()

@@ -106,6 +106,18 @@ def test_lightm_unet_trains_as_without(amp: bool) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_parameters_that_take_no_part_are_no_obstacle() -> None:
+    def make() -> torch.nn.Module:
+        network = smooth_network()
+        network.add_module("unused", torch.nn.Identity())
+        network.unused.weight = torch.nn.Parameter(torch.ones(3))
+        return network
+
+    assert train("cuda", True, make=make) == pytest.approx(train("cuda", False, make=make), rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_what_cannot_be_recorded_is_said() -> None:
     class Reads(torch.nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

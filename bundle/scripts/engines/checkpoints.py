@@ -16,6 +16,7 @@ from ..command_line import as_flag
 from ..data.images import replacing
 from ..distributed import is_main_process
 from ..errors import UserError
+from .weight_average import WeightAverage
 
 __all__ = ["SaveCheckpoints", "load_weights", "open_run", "restore_run"]
 
@@ -33,7 +34,8 @@ class SaveCheckpoints:
 
     Args:
         output_dir: the run's folder.
-        network, optimizer: what is saved.
+        network, optimizer: what goes on when the run is resumed.
+        average: has the weights that model.pt and model_final.pt hold.
         evaluator: the engine whose metrics hold ema_pseudo_dice and dice_NAME.
         labels: name -> value of the foreground classes.
     """
@@ -42,12 +44,14 @@ class SaveCheckpoints:
         self,
         output_dir: str,
         network: torch.nn.Module,
+        average: WeightAverage,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
         labels: Mapping[str, int],
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
+        self.average = average
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.labels = labels
@@ -77,6 +81,7 @@ class SaveCheckpoints:
     def _everything(self, trainer: Engine) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "epoch": trainer.state.epoch,
@@ -90,7 +95,7 @@ class SaveCheckpoints:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """On the CPU, so that they load where there is no GPU."""
-        return {name: value.cpu() for name, value in self.network.state_dict().items()}
+        return {name: value.cpu() for name, value in self.average.network.state_dict().items()}
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if is_main_process():
@@ -130,13 +135,14 @@ def restore_run(
     trainer: Engine,
     evaluator: Engine,
     network: torch.nn.Module,
+    average: WeightAverage,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     output_dir: str,
     resume: bool | str,
 ) -> None:
     """With ``resume``, set everything to where the run in ``output_dir`` stopped.
 
-    The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
+    The optimiser's moments, the average of the weights, the epoch, the iteration, the best score and its moving average come from
     checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
     the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
     seed and epoch.
@@ -146,7 +152,7 @@ def restore_run(
             checkpoint.pt and model_final.pt is not complete: it only writes the latter.
     """
     if as_flag(resume, "resume"):
-        _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
+        _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, average, lr_scheduler)
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -206,6 +212,7 @@ def _restore(
     trainer: Engine,
     evaluator: Engine,
     network: torch.nn.Module,
+    average: WeightAverage,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     load_weights(network, path)
@@ -214,6 +221,7 @@ def _restore(
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
     _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
+    average.load_state_dict(saved.get("average", {}))
     evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]
 
     def at_start(engine: Engine) -> None:  # only here has the trainer its scaler, and not yet its first epoch

@@ -58,7 +58,7 @@ class RecordCudaGraph:
             with torch.cuda.device(device), torch.autocast("cuda", **precision), warnings.catch_warnings():
                 # Of gradients that go from stream to stream, which recording does on purpose.
                 warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
-                torch.cuda.make_graphed_callables(network, (sample,))
+                torch.cuda.make_graphed_callables(network, (sample,), allow_unused_input=True)
         except RuntimeError as error:
             raise UserError(
                 f"cuda_graph: the network cannot be recorded ({str(error).splitlines()[0]}): "

@@ -46,6 +46,12 @@ class LightMUNet(nn.Module):
             None pools every axis by 2 (the paper). A thin axis of anisotropic volumes is better left alone.
         scan_order: in which order the VSS layers read the voxels, see :func:`.scan_order.scan_paths`; the paper's is
             "raster". It changes no parameter's shape, so weights load, but only fit the order they were trained with.
+        stem: the first convolution, "separable" (the paper: of one image channel it makes one filter's output in F
+            intensities) or "full" (F filters over all image channels).
+        norm_bias: the biases of the normalisations start uniformly between minus and plus this; 0 is the paper's.
+            The LayerNorms take the length of a voxel's feature vector away, so that with one image channel and equal
+            thresholds in all channels hardly more than the sign of the intensity reaches the first scans. Different
+            thresholds turn intensities into directions from the start.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
@@ -53,8 +59,9 @@ class LightMUNet(nn.Module):
     strides (``size_multiples``), 8 by default. Output (batch, out_channels, *spatial), logits.
 
     Raises:
-        ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, or (in ``forward``) the
-            input's number of dimensions, channels or its size does not suit the network.
+        ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, scan_order or stem is none
+            of the above, or (in ``forward``) the input's number of dimensions, channels or its size does not suit the
+            network.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class LightMUNet(nn.Module):
         upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,
         strides: Sequence[Sequence[int]] | None = None,
         scan_order: str = "raster",
+        stem: str = "separable",
+        norm_bias: float = 0.0,
         use_checkpoint: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -92,7 +101,7 @@ class LightMUNet(nn.Module):
 
         make_vss = _vss_layers(scan_order, backend)
 
-        self.stem = _depthwise_separable(spatial_dims, in_channels, init_filters)
+        self.stem = _stem(stem, spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
             EncoderStage(spatial_dims, before, width, blocks, stride, norm, act, make_vss, use_checkpoint)
@@ -109,14 +118,16 @@ class LightMUNet(nn.Module):
             get_act_layer(act),
             _depthwise_separable(spatial_dims, init_filters, out_channels, kernel_size=1, bias=True),
         )
+        if norm_bias:
+            _spread_biases(self, norm_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
         fused = can_fuse(x, self.backend)
-        x = self.dropout(_separable(self.stem, x, fused))
-        if can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
+        x = self.dropout(self.stem(x) if len(self.stem) == 1 else _separable(self.stem, x, fused))
+        if fused or can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
             x = channels_last.to_channels_last(x)
         skips: list[torch.Tensor] = []
         for stage in self.encoder:
@@ -267,6 +278,20 @@ def _vss_layers(scan_order: str, backend: str) -> Callable[[int, int], VSSLayer]
     """Makes one VSS layer after another, each with the next path of the scan order."""
     paths = scan_paths(scan_order)
     return lambda in_channels, out_channels: VSSLayer(in_channels, out_channels, backend, next(paths))
+
+
+def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
+    if kind == "separable":
+        return _depthwise_separable(spatial_dims, in_channels, out_channels)
+    if kind == "full":
+        return nn.Sequential(_convolution(spatial_dims, in_channels, out_channels, kernel_size=3))
+    raise ValueError(f"stem must be separable or full, not {kind!r}")
+
+
+def _spread_biases(network: nn.Module, bound: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.bias, -bound, bound)
 
 
 def _check_strides(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["RASTER", "SCAN_ORDERS", "ScanPath", "scan_paths"]
 
-SCAN_ORDERS = ("raster", "alternating", "axes")
+SCAN_ORDERS = ("raster", "alternating", "axes", "bidirectional")
 
 
 class ScanPath(NamedTuple):
@@ -20,10 +20,18 @@ class ScanPath(NamedTuple):
         shift: how many spatial axes move from the front to the back: the last axis is the one that a path
             walks along first.
         reverse: from the last voxel to the first.
+        both_ways: there and back, with the same weights; :meth:`ways` are the two.
     """
 
     shift: int = 0
     reverse: bool = False
+    both_ways: bool = False
+
+    def ways(self) -> tuple[ScanPath, ...]:
+        """The paths to walk, one or two."""
+        if not self.both_ways:
+            return (self,)
+        return tuple(ScanPath(self.shift, reverse) for reverse in (self.reverse, not self.reverse))
 
     def lay_out(self, x: Tensor) -> Tensor:
         """(batch, channels, *spatial) so turned that raster order is this path."""
@@ -52,7 +60,8 @@ def scan_paths(order: str) -> Iterator[ScanPath]:
 
     Args:
         order: "raster", every layer as in the paper; "alternating", every second layer from the last voxel to the
-            first; "axes", the same, and every pair of layers walks along another axis first.
+            first; "axes", the same, and every pair of layers walks along another axis first; "bidirectional", every
+            layer both ways, at twice the time: its output is the mean.
 
     Raises:
         ValueError: an unknown order.
@@ -60,4 +69,8 @@ def scan_paths(order: str) -> Iterator[ScanPath]:
     if order not in SCAN_ORDERS:
         raise ValueError(f"scan_order must be one of {', '.join(SCAN_ORDERS)}, not {order!r}")
     for layer in count():
-        yield ScanPath(shift=layer // 2 if order == "axes" else 0, reverse=order != "raster" and layer % 2 == 1)
+        yield ScanPath(
+            shift=layer // 2 if order == "axes" else 0,
+            reverse=order in ("alternating", "axes") and layer % 2 == 1,
+            both_ways=order == "bidirectional",
+        )

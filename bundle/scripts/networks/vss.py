@@ -101,10 +101,14 @@ class VSSLayer(nn.Module):
         self.proj = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.path == RASTER:
+        outputs = [self._along(path, x) for path in self.path.ways()]
+        return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
+
+    def _along(self, path: ScanPath, x: torch.Tensor) -> torch.Tensor:
+        if path == RASTER:
             return self._in_raster_order(x)
-        x = to_channels_last(self.path.lay_out(x))
-        return to_channels_last(self.path.undo(self._in_raster_order(x)))
+        x = to_channels_last(path.lay_out(x))
+        return to_channels_last(path.undo(self._in_raster_order(x)))
 
     def _in_raster_order(self, x: torch.Tensor) -> torch.Tensor:
         if can_fuse(x, self.mamba.backend):
