@@ -34,6 +34,8 @@ METRICS = ("dice", "hd95")
 PARTS = {"lung_xray": {"Montgomery": "MCUCXR", "Shenzhen": "CHNCXR"}}
 # Settings that say where things are and change no figure; the network has its own entry.
 OF_THIS_MACHINE = ("network_def", "dataset_dir", "bundle_root", "cache_dir", "num_workers")
+# Of train.json, whose defaults may change: a record holds them as they were.
+RECIPE = ("learning_rate", "warmup", "optimizer", "loss")
 TIMING_ITERATIONS = 60  # of the trial that turns a budget in seconds into one in iterations
 
 Record = dict[str, Any]
@@ -42,9 +44,10 @@ Record = dict[str, Any]
 def main() -> None:
     args = arguments()
     if args.summary:
-        print(summary(load_records(args.results)))
+        chosen = [r for r in load_records(args.results) if args.folds is None or r["fold"] in args.folds]
+        print(summary(chosen))
         return
-    for fold in args.folds:
+    for fold in args.folds or ["0"]:
         for seed in args.seeds:
             for spec in args.networks:
                 measure(args, spec, fold, seed)
@@ -79,7 +82,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
         "budget": budget,
         "iterations": iterations,
         "batch_size": settings.get("batch_size", task["batch_size"]),
-        "settings": {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE},
+        "settings": recorded(args, settings),
         "train_seconds": round(seconds, 1),
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "weights": args.weights,
@@ -103,12 +106,24 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
         "out_channels": "$len(@labels) + 1",
         "patch_size": "@patch_size",
     }
-    network |= pairs(re.split(r",(?![^\[]*\])", options) if options else [])  # not at commas within brackets
+    network |= pairs(split_options(options))
     shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
     shared |= {"network_def": network, "num_workers": args.num_workers, "cache_dir": str(args.run_dir / "preprocessed")}
     if args.splits:
         shared["splits"] = str(args.splits)
     return shared | pairs(args.set)
+
+
+def split_options(options: str) -> list[str]:
+    """At commas, but not at those within brackets."""
+    return re.split(r",(?![^\[]*\])", options) if options else []
+
+
+def recorded(args: argparse.Namespace, settings: Record) -> Record:
+    """What the run's figures depend on, besides the network and the task's overlay."""
+    defaults = json.loads(Path(configs(args, "train.json")[0]).read_text())
+    recipe = {key: defaults[key] for key in RECIPE}
+    return recipe | {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
 
 
 def pairs(items: Iterable[str]) -> dict[str, Any]:
@@ -233,7 +248,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", type=Path, default=BUNDLE / "configs" / "tasks" / "hippocampus.json")
     parser.add_argument("--dataset_dir", type=Path, help="the task's data")
     parser.add_argument("--networks", nargs="+", default=["lightm_unet"], help="see accuracy_networks.py")
-    parser.add_argument("--folds", nargs="+", default=["0"])
+    parser.add_argument("--folds", nargs="+", help="default: 0; with --summary: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--splits", type=Path, help="split file, such as the lung task's")
     parser.add_argument("--evaluate_fold", help="score the cases that this fold of the split file holds out instead")

@@ -51,8 +51,7 @@ def lightm_unet(task: Task, drop_path: float = 0, deep_supervision: bool = False
         task: what it is for.
         drop_path: stochastic depth, the probability with which a residual VSS block of the last stage is left out
             for an image; earlier stages' blocks less often, in proportion.
-        deep_supervision: while training, return logits of each decoder stage, finest first (for
-            DeepLoss).
+        deep_supervision: while training, return logits of each decoder stage, finest first, for DeepLoss.
         options: of LightMUNet.
     """
     from scripts.networks import LightMUNet

@@ -35,6 +35,14 @@ def test_ignored_voxels_do_not_count() -> None:
     assert not gradient[:, :, 5:].any() and gradient[:, :, :5].any()
 
 
+def test_batch_dice_counts_the_images_as_one() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(3, 3, 6, 5), torch.randint(3, (3, 1, 6, 5))
+    side_by_side = torch.cat(list(logits), dim=-1)[None], torch.cat(list(label), dim=-1)[None]
+    assert torch.allclose(DiceCELoss(batch=True)(logits, label), DiceCELoss()(*side_by_side), atol=1e-6)
+    assert not torch.allclose(DiceCELoss(batch=True)(logits, label), DiceCELoss()(logits, label), atol=1e-4)
+
+
 def test_nothing_labelled_is_no_error() -> None:
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     loss = DiceCELoss()(logits, torch.full((1, 1, 4, 4), -1))

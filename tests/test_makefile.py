@@ -30,7 +30,7 @@ def case(tmp_path: Path) -> Path:
     for name in "ab":
         write(tmp_path / f"labels/{name}.nii.gz", label)
     torch.manual_seed(0)
-    torch.save(LightMUNet(3, 1, 3, init_filters=8).state_dict(), tmp_path / "weights.pt")
+    torch.save(LightMUNet(3, 1, 3, init_filters=8, stem="full").state_dict(), tmp_path / "weights.pt")
     return tmp_path
 
 

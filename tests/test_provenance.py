@@ -38,6 +38,14 @@ def test_from_training_to_the_check(tmp_path: Path) -> None:
             check_held_out(tmp_path, ["a", "c"], **said)
 
 
+def test_what_the_pretrained_weights_have_seen_counts(tmp_path: Path) -> None:
+    write_training_cases(tmp_path / "first", 0, named("b", "a"), named("c"))
+    write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), tmp_path / "first/model.pt")
+    assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"])
+    write_training_cases(tmp_path / "third", 1, named("b", "c"), named("a"), "null")
+    assert read_training_cases(tmp_path / "third/model.pt") == (1, ["b", "c"])
+
+
 def test_an_ensemble_has_seen_what_each_has_seen(tmp_path: Path) -> None:
     for fold, names in ((0, ["a"]), (1, ["b"])):
         write_training_cases(tmp_path / f"fold_{fold}", fold, named(*names), [])

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .command_line import or_none
 from .data.files import case_name
 from .data.images import first_file
 from .data.readable_json import write_json
@@ -57,16 +58,22 @@ class Run:
 
 
 def write_training_cases(
-    output_dir: str | Path, fold: int | str, training: Iterable[Case], validation: Iterable[Case]
+    output_dir: str | Path,
+    fold: int | str,
+    training: Iterable[Case],
+    validation: Iterable[Case],
+    pretrained: str | Path | None = None,
 ) -> None:
     """Write cases.json into a run's folder, from the main process.
 
     Args:
         training, validation: cases, [{"name", …}, …].
+        pretrained: weights that training starts from; what they have seen, the new ones have seen as well.
     """
     if is_main_process():
-        sections = {"training": training, "validation": validation}
-        content = {"fold": fold} | {key: sorted(map(_name, cases)) for key, cases in sections.items()}
+        pretrained = or_none(pretrained)
+        seen = set(map(_name, training)) | set((read_training_cases(pretrained)[1] or []) if pretrained else [])
+        content = {"fold": fold, "training": sorted(seen), "validation": sorted(map(_name, validation))}
         write_json(Path(output_dir) / CASES, content)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import accuracy
+import accuracy_figure
 import pytest
 import torch
-from accuracy_networks import Task, build, nnunet_stages
+from accuracy_networks import DeepLoss, Task, build, nnunet_stages
 from lung_split import split
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +81,42 @@ def test_committed_records_name_no_place_on_a_machine() -> None:
     for record in records:
         assert not set(record["settings"]) & set(accuracy.OF_THIS_MACHINE)
         assert "/home/" not in json.dumps(record) and "/tmp" not in json.dumps(record)
+
+
+def test_stochastic_depth_and_deep_supervision_act_in_training_only() -> None:
+    torch.manual_seed(0)
+    options = {"init_filters": 8, "drop_path": 0.5, "deep_supervision": True}
+    network, x = build("lightm_unet", 2, 1, 3, (32, 32), **options), torch.rand(2, 1, 32, 32)
+    logits = network(x)
+    assert [tuple(level.shape) for level in logits] == [(2, 3, 32, 32), (2, 3, 16, 16), (2, 3, 8, 8)]
+    loss = DeepLoss()(logits, torch.randint(3, (2, 1, 32, 32), dtype=torch.int16))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert not torch.equal(network(x)[0], network(x)[0])
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_options_are_split_outside_of_brackets() -> None:
+    options = "init_filters=16,blocks_up=[1,1,1,1],stem=full"
+    assert accuracy.split_options(options) == ["init_filters=16", "blocks_up=[1,1,1,1]", "stem=full"]
+    assert accuracy.split_options("") == []
+
+
+def test_a_record_holds_the_recipe_that_was_the_default() -> None:
+    args = Namespace(task=ROOT / "bundle/configs/tasks/hippocampus.json")
+    found = accuracy.recorded(args, {"learning_rate": 7, "dataset_dir": "somewhere", "epochs": 3})
+    assert found["learning_rate"] == 7 and found["epochs"] == 3 and "dataset_dir" not in found
+    assert found["optimizer"]["_target_"].startswith("torch.optim.") and "warmup" in found
+
+
+def test_the_figure_names_the_worst(tmp_path: Path) -> None:
+    scores = {f"t_{i}": {"a": {"dice": i / 20, "hd95": 1.0}, "b": {"dice": None, "hd95": None}} for i in range(20)}
+    scores["t_21"] = {"a": {"dice": 0.99, "hd95": 1.0}, "b": {"dice": 0.5, "hd95": 1.0}}
+    figure = tmp_path / "pictures/cases.png"
+    accuracy_figure.draw([("one", {"scores": {"tta": scores}})], figure)
+    with Image.open(figure) as picture:
+        assert min(picture.size) > 300
 
 
 def test_options_are_read_as_json_where_they_are() -> None:

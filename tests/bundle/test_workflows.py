@@ -403,6 +403,7 @@ def test_real_hippocampus_with_the_shipped_weights(shared_data: Path, tmp_path: 
         "evaluate.json",
         dataset_dir=str(dataset),
         checkpoint=str(BUNDLE / "models/model.pt"),
+        fold=json.loads((BUNDLE / "models/cases.json").read_text())["fold"],
         output_dir=str(tmp_path),
         limit_cases=3,
         device="cpu",

@@ -57,7 +57,7 @@ def bundle_copy(tmp_path: Path) -> Path:
     copy = tmp_path / "bundles" / NAME
     shutil.copytree(BUNDLE, copy, ignore=shutil.ignore_patterns(*GENERATED))
     (copy / "models").mkdir(exist_ok=True)
-    network = LightMUNet(spatial_dims=3, in_channels=1, out_channels=3)
+    network = LightMUNet(spatial_dims=3, in_channels=1, out_channels=3, stem="full", scan_order="axes")
     torch.save(network.state_dict(), copy / "models" / "model.pt")
     return copy
 
@@ -125,7 +125,7 @@ def test_network_does_what_metadata_says(config: str, n: int) -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sizes become constants, as documented
 def test_traced_export_computes_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = LightMUNet(3, 1, 3, init_filters=FILTERS).eval()
+    network = LightMUNet(3, 1, 3, init_filters=FILTERS, stem="full", scan_order="axes").eval()
     weights, exported = tmp_path / "model.pt", tmp_path / "model.ts"
     torch.save(network.state_dict(), weights)
     ckpt_export(

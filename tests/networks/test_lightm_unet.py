@@ -60,6 +60,39 @@ def test_parameter_count(arguments: tuple[int, ...], count: int) -> None:
     assert sum(p.numel() for p in LightMUNet(*arguments).parameters()) == count
 
 
+@pytest.mark.parametrize(("dims", "filter_size"), [(2, 9), (3, 27)])
+def test_a_full_stem_has_a_filter_per_channel(dims: int, filter_size: int) -> None:
+    separable, full = (LightMUNet(dims, 2, 3, 8, stem=stem) for stem in ("separable", "full"))
+    count = [sum(p.numel() for p in net.parameters()) for net in (separable, full)]
+    assert count[1] - count[0] == 2 * 8 * filter_size - (2 * filter_size + 2 * 8)
+    x = torch.zeros(1, 2, *[8] * dims)
+    x[(0, 1, *[4] * dims)] = 1
+    channels = full.stem(x)[0].flatten(1)
+    assert torch.linalg.matrix_rank(channels) == 8
+    assert torch.linalg.matrix_rank(separable.stem(x)[0].flatten(1)) == 1
+    with pytest.raises(ValueError, match="stem must be separable or full, not 'dense'"):
+        LightMUNet(dims, 2, 3, 8, stem="dense")
+
+
+def test_spread_biases_let_the_first_scan_see_how_bright_a_voxel_is() -> None:
+    """With equal thresholds the tokens of intensities of one sign are one and the same, after their LayerNorm."""
+
+    def directions(norm_bias: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = LightMUNet(2, 1, 2, 8, norm=("GROUP", {"num_groups": 1}), norm_bias=norm_bias)
+        tokens: list[torch.Tensor] = []
+        net.encoder[0].blocks[0].vss1.mamba.register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
+        x = torch.zeros(1, 1, 8, 8)
+        x[..., ::4, ::4] = torch.tensor([[1.0, 2], [-1, -2]])  # apart, each alone in its filters' windows
+        with torch.no_grad(), torch.enable_grad():
+            net(x)
+        return tokens[0].detach()[0].view(8, 8, -1)
+
+    plain, spread = directions(0), directions(1)
+    assert torch.allclose(plain[0, 0], plain[0, 4], atol=0.05)
+    assert not torch.allclose(spread[0, 0], spread[0, 4], atol=0.2)
+
+
 @pytest.mark.parametrize("use_checkpoint", [False, True])
 def test_agrees_with_the_reference(reference: dict[str, torch.Tensor], use_checkpoint: bool) -> None:
     net = build(reference, use_checkpoint=use_checkpoint)
@@ -177,7 +210,7 @@ def test_unsuitable_input_is_refused(shape: tuple[int, ...], message: str) -> No
     [
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
         ({"blocks_up": (1, 1)}, "one entry fewer"),
-        ({"scan_order": "spiral"}, "scan_order must be one of raster, alternating, axes, not 'spiral'"),
+        ({"scan_order": "spiral"}, "scan_order must be one of raster, alternating, axes, bidirectional, not 'spiral'"),
         ({"strides": [(2, 2), (2, 2)]}, "3 entries of 2 numbers"),
         ({"strides": [(2, 2), (2, 4), (2, 2)]}, "each 1 or 2"),
         ({"strides": [(2, 1), (2, 2), (2, 2)], "upsample_mode": "pixelshuffle"}, "pixelshuffle"),

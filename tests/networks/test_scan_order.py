@@ -31,6 +31,8 @@ def test_paths_in_numbers() -> None:
 def test_orders() -> None:
     assert set(islice(scan_paths("raster"), 9)) == {ScanPath()}
     assert list(islice(scan_paths("alternating"), 3)) == [ScanPath(), ScanPath(0, True), ScanPath()]
+    assert set(islice(scan_paths("bidirectional"), 9)) == {ScanPath(both_ways=True)}
+    assert ScanPath(1, both_ways=True).ways() == (ScanPath(1), ScanPath(1, True))
     assert list(islice(scan_paths("axes"), 4)) == [ScanPath(), ScanPath(0, True), ScanPath(1), ScanPath(1, True)]
 
 
@@ -46,6 +48,16 @@ def test_what_a_layer_can_see(reverse: bool) -> None:
     assert seen[middle]
     assert not seen[:middle].any() if reverse else not seen[middle + 1 :].any()
     assert seen[middle + 1] if reverse else seen[middle - 1]
+
+
+def test_both_ways_every_voxel_informs_every_other_and_mirror_images_are_alike() -> None:
+    torch.manual_seed(0)
+    layer = VSSLayer(8, 8, path=ScanPath(both_ways=True))
+    x = torch.rand(1, 8, 4, 4, requires_grad=True)
+    layer(x)[0, 0, 2, 0].backward()
+    assert (x.grad.abs().sum(1) > 0).all()
+    with torch.no_grad():
+        assert torch.allclose(layer(x.flip(2, 3)), layer(x).flip(2, 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("order", SCAN_ORDERS)
@@ -70,7 +82,7 @@ def test_fused_layers_follow_the_path(order: str, spatial: tuple[int, ...]) -> N
         pytest.skip("no CUDA device")
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    net = LightMUNet(len(spatial), 1, 2, 8, scan_order=order)
+    net = LightMUNet(len(spatial), 1, 2, 8, scan_order=order, stem="full", norm_bias=1.0)
     x = torch.rand(2, 1, *spatial)
     expected = net.double()(x.double())
     y = net.float().cuda()(x.cuda())

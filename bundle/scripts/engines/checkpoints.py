@@ -16,9 +16,8 @@ from ..command_line import as_flag
 from ..data.images import replacing
 from ..distributed import is_main_process
 from ..errors import UserError
-from .weight_average import WeightAverage
 
-__all__ = ["SaveCheckpoints", "load_weights", "open_run", "restore_run"]
+__all__ = ["SaveCheckpoints", "load_weights", "open_run", "read_weights", "restore_run"]
 
 CHECKPOINT = "checkpoint.pt"
 FINAL = "model_final.pt"
@@ -34,8 +33,7 @@ class SaveCheckpoints:
 
     Args:
         output_dir: the run's folder.
-        network, optimizer: what goes on when the run is resumed.
-        average: has the weights that model.pt and model_final.pt hold.
+        network, optimizer: what is saved.
         evaluator: the engine whose metrics hold ema_pseudo_dice and dice_NAME.
         labels: name -> value of the foreground classes.
     """
@@ -44,14 +42,12 @@ class SaveCheckpoints:
         self,
         output_dir: str,
         network: torch.nn.Module,
-        average: WeightAverage,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
         labels: Mapping[str, int],
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
-        self.average = average
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.labels = labels
@@ -81,7 +77,6 @@ class SaveCheckpoints:
     def _everything(self, trainer: Engine) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "epoch": trainer.state.epoch,
@@ -95,7 +90,7 @@ class SaveCheckpoints:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """On the CPU, so that they load where there is no GPU."""
-        return {name: value.cpu() for name, value in self.average.network.state_dict().items()}
+        return {name: value.cpu() for name, value in self.network.state_dict().items()}
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if is_main_process():
@@ -135,14 +130,13 @@ def restore_run(
     trainer: Engine,
     evaluator: Engine,
     network: torch.nn.Module,
-    average: WeightAverage,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     output_dir: str,
     resume: bool | str,
 ) -> None:
     """With ``resume``, set everything to where the run in ``output_dir`` stopped.
 
-    The optimiser's moments, the average of the weights, the epoch, the iteration, the best score and its moving average come from
+    The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
     checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
     the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
     seed and epoch.
@@ -152,14 +146,32 @@ def restore_run(
             checkpoint.pt and model_final.pt is not complete: it only writes the latter.
     """
     if as_flag(resume, "resume"):
-        _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, average, lr_scheduler)
+        _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """Load a file of weights (a state_dict) into a network.
 
     Raises:
-        UserError: the file is missing or no such file, or its weights do not fit the network.
+        UserError: the file is missing or no such file, or its weights do not fit the network, or the settings.json
+            beside it says that they fit another scan order.
+    """
+    state = read_weights(path)
+    _check_scan_order(network, Path(path))
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = "\n".join(str(error).splitlines()[:6])
+        raise UserError(
+            f"the weights {path} do not fit the network; check the task overlay, init_filters and stem.\n{reason}"
+        ) from error
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """A file of weights, or those of a checkpoint.pt, on the CPU.
+
+    Raises:
+        UserError: the file is missing or holds something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -168,14 +180,19 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
         raise UserError(f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0]}") from error
-    state = state["network"] if isinstance(state, dict) and "network" in state else state
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = "\n".join(str(error).splitlines()[:6])
+    return state["network"] if isinstance(state, dict) and "network" in state else state
+
+
+def _check_scan_order(network: torch.nn.Module, path: Path) -> None:
+    """No weight's shape tells of the order in which the voxels were read; without a settings.json nothing does."""
+    settings = path.parent / SETTINGS
+    trained = json.loads(settings.read_text()).get("scan_order") if settings.is_file() else None
+    own = getattr(network, "scan_order", trained)
+    if trained is not None and own != trained:
         raise UserError(
-            f"the weights {path} do not fit the network; check the task overlay and init_filters.\n{reason}"
-        ) from error
+            f"the weights {path} were trained with scan_order {trained}, but the network reads in {own} order: "
+            f"give --scan_order {trained}"
+        )
 
 
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -212,7 +229,6 @@ def _restore(
     trainer: Engine,
     evaluator: Engine,
     network: torch.nn.Module,
-    average: WeightAverage,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     load_weights(network, path)
@@ -221,7 +237,6 @@ def _restore(
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
     _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
-    average.load_state_dict(saved.get("average", {}))
     evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]
 
     def at_start(engine: Engine) -> None:  # only here has the trainer its scaler, and not yet its first epoch

@@ -92,6 +92,7 @@ class LightMUNet(nn.Module):
             )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.scan_order = scan_order
         self.backend = backend
         strides = _check_strides(strides, spatial_dims, len(blocks_down) - 1)
         if UpsampleMode(upsample_mode) == UpsampleMode.PIXELSHUFFLE and any(len(set(s)) > 1 for s in strides):

@@ -1,0 +1,46 @@
+"""Start a training from the weights of another one (nnU-Net's pretrained_weights)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ..command_line import as_flag, or_none
+from ..errors import UserError
+from .checkpoints import read_weights
+
+__all__ = ["start_from"]
+
+HEAD = "head."  # of LightMUNet: what turns features into classes
+logger = logging.getLogger("lightm_unet")
+
+
+def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: bool | str = False) -> None:
+    """Load weights that another data set was learned with, before the first epoch.
+
+    All must fit but those of the head, which start anew where the classes are others.
+
+    Args:
+        network: takes the weights.
+        pretrained: their file, or None (typed: null) to start from random ones.
+        resume: whether the run only goes on; its own checkpoint then has the weights.
+
+    Raises:
+        UserError: the file is missing, is none of weights, or does not fit.
+    """
+    pretrained = or_none(pretrained)
+    if pretrained is None or as_flag(resume, "resume"):
+        return
+    weights, own = read_weights(pretrained), network.state_dict()
+    misfits = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    problems = [key for key in misfits if not key.startswith(HEAD)] + sorted(set(weights) - set(own))
+    if problems:
+        shown = ", ".join(problems[:3]) + (", …" if len(problems) > 3 else "")
+        raise UserError(
+            f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({shown}): check in_channels, "
+            "init_filters, strides and stem"
+        )
+    network.load_state_dict({key: own[key] if key in misfits else weights[key] for key in own})
+    logger.info("starting from the weights %s%s", pretrained, ", with a new head" if misfits else "")
