@@ -41,6 +41,7 @@ demo: $(STAMP)  ## segment both hippocampi of an embedded brain image on the CPU
 report: OUT := report_output
 report: INPUT = $(abspath $(or $(IN),$(OUT)/input))
 report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels OUT=folder TASK=hippocampus
+	@$(if $(wildcard bundle/configs/tasks/$(TASK).json),,$(error TASK: there is no bundle/configs/tasks/$(TASK).json))
 	@$(if $(IN),,cd bundle && $(VENV_PYTHON) -c '$(WRITE_DEMO_INPUT)' "$(INPUT)")
 	@cd bundle && $(VENV_PYTHON) -m monai.bundle run inference --config_file "$(INFERENCE_CONFIG)" \
 	--input_dir "$(INPUT)" --output_dir "$(abspath $(OUT))/prediction" --overwrite true $(ARGS)

@@ -71,6 +71,12 @@ def test_without_folders_the_demo_images_without_references(tmp_path: Path) -> N
     assert "--labels" not in done.stdout
 
 
+def test_an_unknown_task_is_one_clear_error(tmp_path: Path) -> None:
+    done = make_report(tmp_path, TASK=Path("nope"))
+    assert done.returncode != 0
+    assert "TASK: there is no bundle/configs/tasks/nope.json" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_missing_folder_of_images_is_one_clear_error(case: Path) -> None:
     done = make_report(case, IN=case / "none", LABELS=case / "labels")
     check_error(done, f"the input {case / 'none'} does not exist: give a file or a folder")
