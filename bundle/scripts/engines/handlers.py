@@ -22,6 +22,8 @@ from ..distributed import is_main_process, rank, world_size
 
 __all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "seed_run"]
 
+# An epoch's loss this many times as high as the lowest so far (counted as 0.1 or more): the weights were thrown out.
+JUMP = 3
 EMA_MOMENTUM = 0.9  # of nnU-Net's moving average of the pseudo-Dice
 logger = logging.getLogger("lightm_unet")
 
@@ -120,6 +122,7 @@ class EpochLog:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.names = sorted(labels, key=lambda name: labels[name])
+        self.lowest = math.inf
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
@@ -162,6 +165,15 @@ class EpochLog:
         if is_main_process():
             self._write(record)
         logger.info(_epoch_line(record, engine.state.max_epochs))
+        self._warn_of_a_jump(record["loss"])
+
+    def _warn_of_a_jump(self, loss: float) -> None:
+        if loss > JUMP * max(self.lowest, 0.1):
+            logger.warning(
+                f"the loss jumped to {loss:.3g}, it was down to {self.lowest:.3g}: if it stays up, train anew with a "
+                "lower --learning_rate"
+            )
+        self.lowest = min(self.lowest, loss)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl, in place of those of this epoch and later ones."""
