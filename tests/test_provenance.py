@@ -42,6 +42,8 @@ def test_what_the_pretrained_weights_have_seen_counts(tmp_path: Path) -> None:
     write_training_cases(tmp_path / "first", 0, named("b", "a"), named("c"))
     write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), tmp_path / "first/model.pt")
     assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"])
+    write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), resume="true")
+    assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"]), "also when it only goes on"
     write_training_cases(tmp_path / "third", 1, named("b", "c"), named("a"), "null")
     assert read_training_cases(tmp_path / "third/model.pt") == (1, ["b", "c"])
 

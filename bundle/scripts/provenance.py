@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .command_line import or_none
+from .command_line import as_flag, or_none
 from .data.files import case_name
 from .data.images import first_file
 from .data.readable_json import write_json
@@ -63,16 +63,20 @@ def write_training_cases(
     training: Iterable[Case],
     validation: Iterable[Case],
     pretrained: str | Path | None = None,
+    resume: bool | str = False,
 ) -> None:
     """Write cases.json into a run's folder, from the main process.
 
     Args:
         training, validation: cases, [{"name", …}, …].
         pretrained: weights that training starts from; what they have seen, the new ones have seen as well.
+        resume: whether the run only goes on; what it had seen before counts too.
     """
     if is_main_process():
-        pretrained = or_none(pretrained)
-        seen = set(map(_name, training)) | set((read_training_cases(pretrained)[1] or []) if pretrained else [])
+        own = Path(output_dir) / CASES if as_flag(resume, "resume") else None
+        seen = set(map(_name, training))
+        for earlier in filter(None, (or_none(pretrained), own)):
+            seen.update(read_training_cases(str(earlier))[1] or [])
         content = {"fold": fold, "training": sorted(seen), "validation": sorted(map(_name, validation))}
         write_json(Path(output_dir) / CASES, content)
 

@@ -175,7 +175,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there are no weights at {path}: train first, or give another file with --checkpoint")
+        raise UserError(f"there are no weights at {path}: train first, or give another file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
