@@ -167,15 +167,15 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
         ) from error
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """A file of weights, or those of a checkpoint.pt, on the CPU.
+def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, torch.Tensor]:
+    """A file of weights, or those of a checkpoint.pt, on the CPU; ``option`` is what names it on the command line.
 
     Raises:
         UserError: the file is missing or holds something else.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there are no weights at {path}: train first, or give another file")
+        raise UserError(f"there are no weights at {path}: train first, or give another file with {option}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file

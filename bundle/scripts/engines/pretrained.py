@@ -33,7 +33,7 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
     pretrained = or_none(pretrained)
     if pretrained is None or as_flag(resume, "resume"):
         return
-    weights, own = read_weights(pretrained), network.state_dict()
+    weights, own = read_weights(pretrained, "--pretrained"), network.state_dict()
     misfits = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     problems = [key for key in misfits if not key.startswith(HEAD)] + sorted(set(weights) - set(own))
     if problems:
