@@ -56,6 +56,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(weights: Path, tmp_pat
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError, match=r"pretrained: \d+ weights of .*model\.pt do not fit .*init_filters"):
         start_from(net, weights)
-    with pytest.raises(UserError, match="there are no weights at .*none.pt: .*--pretrained"):
+    with pytest.raises(UserError, match=r"there are no weights at .*none\.pt: .*--pretrained"):
         start_from(net, tmp_path / "none.pt")
     assert same(net, before)
