@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     if args.seconds:
         iterations = iterations_in(args, settings, args.seconds, args.run_dir / f"{path.stem}-timing")
     settings |= epochs(iterations, args.validations)
-    seconds = train(args, settings, run_dir)
+    log = train(args, settings, run_dir)
     record = {
         "task": task["name"],
         "network": spec,
@@ -83,7 +83,8 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
         "iterations": iterations,
         "batch_size": settings.get("batch_size", task["batch_size"]),
         "settings": recorded(args, settings),
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(sum(epoch["seconds"] for epoch in log), 1),
+        "losses": [round(epoch["loss"], 4) for epoch in log],
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "weights": args.weights,
         "scores": {"tta" if tta else "no_tta": evaluate(args, settings, run_dir, tta) for tta in (False, True)},
@@ -145,23 +146,22 @@ def epochs(iterations: int, validations: int) -> dict[str, int]:
     return {"epochs": count, "iterations_per_epoch": iterations // count, "val_interval": count // validations}
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> float:
-    """The bundle's training workflow, or the rest of it; returns the seconds of all epochs with their validations."""
+def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> list[Record]:
+    """The bundle's training workflow, or the rest of it; returns the log of its epochs."""
     import monai.bundle
 
     resume = (run_dir / "checkpoint.pt").exists()
     if not (run_dir / "model_final.pt").exists():
         files = configs(args, "train.json")
         monai.bundle.run("training", config_file=files, output_dir=str(run_dir), resume=resume, **settings)
-    return sum(json.loads(line)["seconds"] for line in (run_dir / "log.jsonl").read_text().splitlines())
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
 
 
 def iterations_in(args: argparse.Namespace, settings: dict[str, Any], seconds: float, run_dir: Path) -> int:
     """How many iterations fit in so many seconds: the second epoch of a trial is timed, the first warms up."""
     trial = settings | {"epochs": 2, "iterations_per_epoch": TIMING_ITERATIONS, "val_interval": 10}
-    train(args, trial, run_dir)
-    last = json.loads((run_dir / "log.jsonl").read_text().splitlines()[-1])
-    return max(100, round(seconds / last["seconds"] * TIMING_ITERATIONS / 100) * 100)
+    second = train(args, trial, run_dir)[-1]
+    return max(100, round(seconds / second["seconds"] * TIMING_ITERATIONS / 100) * 100)
 
 
 def evaluate(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path, tta: bool) -> Record:
@@ -194,6 +194,11 @@ def load_records(folder: Path) -> list[Record]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+def row_name(record: Record) -> str:
+    """What the tables call the runs of one network and variant."""
+    return f"{record['network']} {record['variant']}".strip()
+
+
 def summary(records: Sequence[Record]) -> str:
     """A table a task and budget: mean ± SD over all held-out cases, Dice with TTA unless the heading says otherwise."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -206,14 +211,14 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _table(records: Sequence[Record]) -> str:
-    rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    rows: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        rows[record["network"], record["variant"]].append(record)
+        rows[row_name(record)].append(record)
     columns = _columns(records[0])
     header = ["network", "parameters", "iterations", "folds x seeds", "cases", "train s", *columns]
     body = []
-    for (network, variant), runs in sorted(rows.items()):
-        cells = [f"{network} {variant}".strip(), f"{runs[0]['parameters']:,}"]
+    for name, runs in sorted(rows.items()):
+        cells = [name, f"{runs[0]['parameters']:,}"]
         cells.append(f"{statistics.mean(run['iterations'] for run in runs):,.0f}")
         cells.append(f"{len({run['fold'] for run in runs})} x {len({run['seed'] for run in runs})}")
         cells.append(f"{len({case for run in runs for case in run['scores']['tta']})}")

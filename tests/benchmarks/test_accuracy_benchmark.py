@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import accuracy
+import accuracy_compare
 import accuracy_figure
 import pytest
 import torch
@@ -73,6 +74,34 @@ def test_the_table_counts_every_case_once_and_skips_undefined_scores() -> None:
 
     table = accuracy.summary([record("0", {"x": 0.8, "y": None}), record("1", {"z": 0.9})])
     assert "| n | 5 | 10 | 2 x 1 | 3 | 60 | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 |" in table
+
+
+def scored(network: str, fold: str, cases: dict[str, float | None], seed: int = 0) -> dict:
+    scores = {"tta": {name: {"a": {"dice": dice}} for name, dice in cases.items()}}
+    return {"network": network, "variant": "", "fold": fold, "seed": seed, "scores": scores}
+
+
+def test_rows_are_compared_case_by_case() -> None:
+    records = [
+        scored("n", "0", {"x": 0.8, "y": 0.7}),
+        scored("n", "0", {"x": 0.9, "y": 0.7}, seed=1),
+        scored("m", "0", {"x": 0.8, "y": 0.6, "z": 0.1}),
+        scored("n", "1", {"w": 0.5, "undefined": None}),
+        scored("m", "1", {"w": 0.6, "undefined": 0.9}),
+        scored("m", "2", {"v": 0.0}),
+    ]
+    lines = accuracy_compare.comparison(records, "n", "m").splitlines()
+    assert lines[-3] == "| 0 | 2 | 0.7750 | 0.7000 | +0.0750 ± 0.0250 |"
+    assert lines[-2] == "| 1 | 1 | 0.5000 | 0.6000 | -0.1000 |"
+    assert lines[-1] == "| 0, 1 | 3 | 0.6833 | 0.6667 | +0.0167 ± 0.0601 |"
+
+
+def test_a_comparison_needs_two_rows_that_share_cases() -> None:
+    records = [scored("n", "0", {"x": 0.8}), scored("m", "1", {"y": 0.6})]
+    with pytest.raises(ValueError, match="share no held-out case"):
+        accuracy_compare.comparison(records, "n", "m")
+    with pytest.raises(ValueError, match="no row is named 'other'"):
+        accuracy_compare.comparison(records, "n", "other")
 
 
 def test_committed_records_name_no_place_on_a_machine() -> None:

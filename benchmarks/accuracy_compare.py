@@ -1,0 +1,88 @@
+"""Two rows of the accuracy tables, case by case: the folds that both were scored on, and the paired difference.
+
+    python benchmarks/accuracy_compare.py hippocampus 5000it \
+        "lightm_unet:scan_order=axes,norm_bias=1.0,stem=full lr 1e-3, warm-up, AdamW, clip 1" "plain_conv_unet"
+
+A row's name is the one that `accuracy.py --summary` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accuracy import RESULTS, Record, load_records, row_name
+from harness import markdown_table
+
+Pairs = list[tuple[float, float]]
+
+
+def comparison(records: Sequence[Record], first: str, second: str) -> str:
+    """A line a fold and one for all, each class with both rows' mean Dice (with TTA) and first minus second.
+
+    The difference is the mean over cases ± its standard error. That says how much the choice of cases matters, not
+    how much another seed would.
+
+    Raises:
+        ValueError: a name is no row's, or the two share no held-out case.
+    """
+    for name in (first, second):
+        if name not in {row_name(record) for record in records}:
+            raise ValueError(f"no row is named {name!r}; accuracy.py --summary prints the names")
+    scores = {name: _dice(records, name) for name in (first, second)}
+    shared = [key for key in scores[first] if key in scores[second]]
+    if not shared:
+        raise ValueError("the two rows share no held-out case: train both on the same folds")
+    classes, folds = list(dict.fromkeys(key[2] for key in shared)), sorted({key[0] for key in shared})
+    header = ["fold", "cases", *(f"{c}, {column}" for c in classes for column in ("first", "second", "difference"))]
+    body = []
+    for label, members in [(fold, [fold]) for fold in folds] + [(", ".join(folds), folds)] * (len(folds) > 1):
+        pairs = {
+            c: [(scores[first][k], scores[second][k]) for k in shared if k[0] in members and k[2] == c] for c in classes
+        }
+        cells = [cell for c in classes for cell in _cells(pairs[c])]
+        body.append([label, str(max(len(p) for p in pairs.values())), *cells])
+    return f"first: {first}\nsecond: {second}\n\n{markdown_table(header, body)}"
+
+
+def _dice(records: Sequence[Record], name: str) -> dict[tuple[str, str, str], float]:
+    """(fold, case, class) -> Dice, averaged over seeds."""
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for record in records:
+        if row_name(record) == name:
+            for case, classes in record["scores"]["tta"].items():
+                for label, metrics in classes.items():
+                    if metrics["dice"] is not None:
+                        values.setdefault((record["fold"], case, label), []).append(metrics["dice"])
+    return {key: statistics.mean(found) for key, found in values.items()}
+
+
+def _cells(pairs: Pairs) -> list[str]:
+    firsts, seconds = zip(*pairs)
+    differences = [a - b for a, b in pairs]
+    error = f" ± {statistics.stdev(differences) / math.sqrt(len(pairs)):.4f}" if len(pairs) > 1 else ""
+    means = [f"{statistics.mean(values):.4f}" for values in (firsts, seconds)]
+    return [*means, f"{statistics.mean(differences):+.4f}{error}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("task")
+    parser.add_argument("budget", help="such as 5000it")
+    parser.add_argument("first")
+    parser.add_argument("second")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    args = parser.parse_args()
+    chosen = [r for r in load_records(args.results) if (r["task"], r["budget"]) == (args.task, args.budget)]
+    try:
+        print(comparison(chosen, args.first, args.second))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
