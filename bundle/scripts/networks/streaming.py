@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.selective_scan import choose_backend, numba_cpu
+from ..ops.selective_scan import choose_backend, numba_conv, numba_cpu
 from ..ops.selective_scan.chunked import LOG2_E
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class _NumbaScan:
     def convolve(self, xz: Tensor, back: int) -> Tensor:
         """As in _TorchScan."""
         u = xz.new_empty(len(xz) - back, self.taps.shape[1])
-        self.kernels.convolve(xz.view(-1).numpy(), xz.stride(0), self.taps, self.conv_bias, back, u.numpy())
+        numba_conv.kernels().convolve(xz.view(-1).numpy(), xz.stride(0), self.taps, self.conv_bias, back, u.numpy())
         return u
 
     def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, turn: Callable[[int], _Turn]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..ops.selective_scan import selective_scan
+from ..ops.selective_scan import numba_conv, selective_scan
 from .channels_last import to_channels_last
 from .fused_vss import can_fuse, fused_vss_layer
 from .scan_order import RASTER, ScanPath
@@ -57,7 +57,7 @@ class Mamba(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = F.silu(self._causal_conv(u))
+        u = self._causal_conv_silu(u)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan(
             u,
@@ -73,10 +73,12 @@ class Mamba(nn.Module):
         )
         return self.out_proj(y)
 
-    def _causal_conv(self, u: torch.Tensor) -> torch.Tensor:
-        """Depthwise convolution over (batch, length, channels) that sees only the past."""
+    def _causal_conv_silu(self, u: torch.Tensor) -> torch.Tensor:
+        """SiLU of a depthwise convolution over (batch, length, channels) that sees only the past."""
+        if self.backend in ("auto", "numba") and numba_conv.takes(u, self.conv1d.weight):
+            return numba_conv.causal_conv_silu(u, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         length = u.shape[1]
-        return self.conv1d(u.transpose(1, 2))[..., :length].transpose(1, 2)
+        return F.silu(self.conv1d(u.transpose(1, 2))[..., :length].transpose(1, 2))
 
 
 class VSSLayer(nn.Module):

@@ -23,7 +23,7 @@ from numba import njit
 
 from .numba_lanes import LANES, exp2_parts, get, get_at, ln_2, one, put, put_at, sigmoid, softplus, splat, total, zero
 
-__all__ = ["LANES", "TILE", "backward", "compiled", "convolve", "forward"]
+__all__ = ["LANES", "TILE", "backward", "compiled", "forward"]
 
 TILE = 64  # steps of a tile; in training the state before each tile is kept for backward
 
@@ -181,39 +181,6 @@ def forward(
             recur(ds, xs, ys, Bs, Cs, A[block], h)
             gate(ys, us, zs, D[block], gated)
             store(flat_y, (i * length + t) * channels + channel, channels, ys, steps, width)
-
-
-# --- the convolution before the scan, for networks.streaming ---
-
-
-@compiled
-def convolve(x: np.ndarray, stride: int, taps: np.ndarray, bias: np.ndarray, back: int, out: np.ndarray) -> None:
-    """SiLU of a causal depthwise convolution, channels last.
-
-    Args:
-        x: flat, (back + length) steps `stride` numbers apart; the first `back` are the past, before it are zeros.
-        taps: (width, channels), the last for the present step. bias: (channels,).
-        out: (length, channels), contiguous.
-    """
-    length, channels = out.shape
-    width = len(taps)
-    whole = channels - channels % LANES
-    flat_taps, flat_out, rest = taps.reshape(-1), out.reshape(-1), np.zeros(LANES, out.dtype)
-    for t in range(length):
-        first = max(0, width - 1 - back - t)  # the taps before this one see nothing
-        start = (back + t - width + 1) * stride
-        for k in range(0, whole, LANES):
-            value = get_at(bias, k)
-            for i in range(first, width):
-                value = value + get_at(flat_taps, i * channels + k) * get_at(x, start + i * stride + k)
-            put_at(flat_out, t * channels + k, value * sigmoid(value))
-        if whole < channels:
-            for k in range(whole, channels):
-                rest[k - whole] = bias[k]
-                for i in range(first, width):
-                    rest[k - whole] += taps[i, k] * x[start + i * stride + k]
-            put_at(rest, 0, get_at(rest, 0) * sigmoid(get_at(rest, 0)))
-            out[t, whole:] = rest[: channels - whole]
 
 
 # --- backward ---
