@@ -13,6 +13,7 @@ config, and `--variant NAME` says in the tables what was changed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -200,7 +201,10 @@ def row_name(record: Record) -> str:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """A table a task and budget: mean ± SD over all held-out cases, Dice with TTA unless the heading says otherwise."""
+    """A table a task and budget: mean ± SD over all held-out cases, Dice with TTA unless the heading says otherwise.
+
+    "loss rise" is the highest of any epoch: its loss over the lowest before it.
+    """
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         groups[record["task"], record["budget"]].append(record)
@@ -215,7 +219,7 @@ def _table(records: Sequence[Record]) -> str:
     for record in records:
         rows[row_name(record)].append(record)
     columns = _columns(records[0])
-    header = ["network", "parameters", "iterations", "folds x seeds", "cases", "train s", *columns]
+    header = ["network", "parameters", "iterations", "folds x seeds", "cases", "train s", "loss rise", *columns]
     body = []
     for name, runs in sorted(rows.items()):
         cells = [name, f"{runs[0]['parameters']:,}"]
@@ -223,8 +227,19 @@ def _table(records: Sequence[Record]) -> str:
         cells.append(f"{len({run['fold'] for run in runs})} x {len({run['seed'] for run in runs})}")
         cells.append(f"{len({case for run in runs for case in run['scores']['tta']})}")
         cells.append(f"{statistics.mean(run['train_seconds'] for run in runs):.0f}")
+        cells.append(_highest_rise(runs))
         body.append(cells + [_mean_sd(runs, *column) for column in columns.values()])
     return markdown_table(header, body)
+
+
+def _highest_rise(runs: Sequence[Record]) -> str:
+    """Of all epochs; "-" where a record, an early one, holds no losses."""
+    from scripts.engines.handlers import loss_rise
+
+    if not all("losses" in run for run in runs):
+        return "-"
+    lowest = [itertools.accumulate(run["losses"], min) for run in runs]
+    return f"{max(loss_rise(*pair) for run, low in zip(runs, lowest) for pair in zip(run['losses'][1:], low)):.2f}"
 
 
 def _columns(record: Record) -> dict[str, tuple[str, str, str, str]]:

@@ -73,7 +73,16 @@ def test_the_table_counts_every_case_once_and_skips_undefined_scores() -> None:
         }
 
     table = accuracy.summary([record("0", {"x": 0.8, "y": None}), record("1", {"z": 0.9})])
-    assert "| n | 5 | 10 | 2 x 1 | 3 | 60 | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 |" in table
+    assert "| n | 5 | 10 | 2 x 1 | 3 | 60 | - | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 |" in table
+
+
+def test_the_table_shows_a_training_that_lost_its_way() -> None:
+    def column(*losses: list[float]) -> str:
+        return accuracy._highest_rise([{"losses": values} for values in losses])
+
+    assert column([1.0, 0.5, 0.6, 0.2, 0.7, 0.3], [1.0, 0.9]) == "3.50"
+    assert column([1.0, 0.01, 0.2]) == "2.00", "a tiny loss counts as 0.1"
+    assert accuracy._highest_rise([{"losses": [1.0, 0.9]}, {}]) == "-"
 
 
 def scored(network: str, fold: str, cases: dict[str, float | None], seed: int = 0) -> dict:

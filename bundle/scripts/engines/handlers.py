@@ -20,12 +20,16 @@ from ..command_line import or_none
 from ..data.files import replacing
 from ..distributed import is_main_process, rank, world_size
 
-__all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "seed_run"]
+__all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "loss_rise", "seed_run"]
 
-# An epoch's loss this many times as high as the lowest so far (counted as 0.1 or more): the weights were thrown out.
-JUMP = 3
+JUMP = 3  # the loss_rise from which on the weights count as thrown out
 EMA_MOMENTUM = 0.9  # of nnU-Net's moving average of the pseudo-Dice
 logger = logging.getLogger("lightm_unet")
+
+
+def loss_rise(loss: float, lowest: float) -> float:
+    """How many times as high an epoch's loss is as the lowest before it, which counts as 0.1 or more."""
+    return loss / max(lowest, 0.1)
 
 
 class GradientClipping:
@@ -168,7 +172,7 @@ class EpochLog:
         self._warn_of_a_jump(record["loss"])
 
     def _warn_of_a_jump(self, loss: float) -> None:
-        if loss > JUMP * max(self.lowest, 0.1):
+        if loss_rise(loss, self.lowest) > JUMP:
             logger.warning(
                 f"the loss jumped to {loss:.3g}, it was down to {self.lowest:.3g}: if it stays up, train anew with a "
                 "lower --learning_rate"

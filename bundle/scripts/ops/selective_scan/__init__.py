@@ -2,7 +2,8 @@
 
 A backend is a file beside this one with two functions: `unavailable(device)`, which says why it cannot run on
 that device (None: it can), and `scan(...)`, which takes the checked arguments of `selective_scan` and returns
-the output and the last state. To add one, write the file and name it in `_BACKENDS`.
+the output and the last state. To add one, write the file and name it in `_BACKENDS`. `numba_conv` is none: it is
+the convolution before the scan, with Numba like `numba_cpu`.
 """
 
 from __future__ import annotations
