@@ -34,7 +34,7 @@ METRICS = ("dice", "hd95")
 # Parts of a data set that the tables also show apart, by how their cases' names start.
 PARTS = {"lung_xray": {"Montgomery": "MCUCXR", "Shenzhen": "CHNCXR"}}
 # Settings that say where things are and change no figure; the network has its own entry.
-OF_THIS_MACHINE = ("network_def", "dataset_dir", "bundle_root", "cache_dir", "num_workers")
+OF_THIS_MACHINE = ("network_def", "scan_order", "dataset_dir", "bundle_root", "cache_dir", "num_workers")
 # Of train.json, whose defaults may change: a record holds them as they were.
 RECIPE = ("learning_rate", "warmup", "gradient_norm", "optimizer", "loss")
 TIMING_ITERATIONS = 60  # of the trial that turns a budget in seconds into one in iterations
@@ -109,7 +109,9 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
         "patch_size": "@patch_size",
     }
     network |= pairs(split_options(options))
+    network_order = network.get("scan_order", "raster")  # the constructor's default; weights carry the config's
     shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
+    shared |= {"scan_order": network_order} if name == "lightm_unet" else {}
     shared |= {"network_def": network, "num_workers": args.num_workers, "cache_dir": str(args.run_dir / "preprocessed")}
     if args.splits:
         shared["splits"] = str(args.splits)
@@ -233,13 +235,14 @@ def _table(records: Sequence[Record]) -> str:
 
 
 def _highest_rise(runs: Sequence[Record]) -> str:
-    """Of all epochs; "-" where a record, an early one, holds no losses."""
+    """Of all epochs; "-" where a record, an early one, holds no losses, or only one."""
     from scripts.engines.handlers import loss_rise
 
     if not all("losses" in run for run in runs):
         return "-"
     lowest = [itertools.accumulate(run["losses"], min) for run in runs]
-    return f"{max(loss_rise(*pair) for run, low in zip(runs, lowest) for pair in zip(run['losses'][1:], low)):.2f}"
+    rises = [loss_rise(*pair) for run, low in zip(runs, lowest) for pair in zip(run["losses"][1:], low)]
+    return f"{max(rises):.2f}" if rises else "-"
 
 
 def _columns(record: Record) -> dict[str, tuple[str, str, str, str]]:

@@ -83,6 +83,16 @@ def test_the_table_shows_a_training_that_lost_its_way() -> None:
     assert column([1.0, 0.5, 0.6, 0.2, 0.7, 0.3], [1.0, 0.9]) == "3.50"
     assert column([1.0, 0.01, 0.2]) == "2.00", "a tiny loss counts as 0.1"
     assert accuracy._highest_rise([{"losses": [1.0, 0.9]}, {}]) == "-"
+    assert column([1.0]) == "-", "nothing to rise from"
+
+
+@pytest.mark.parametrize(
+    ("spec", "order"), [("lightm_unet:scan_order=bidirectional", "bidirectional"), ("lightm_unet", "raster")]
+)
+def test_weights_are_scored_with_the_order_that_their_network_scans_in(spec: str, order: str) -> None:
+    paths = {"dataset_dir": Path("data"), "run_dir": Path("runs"), "num_workers": 0, "splits": None, "set": []}
+    settings = accuracy.config_settings(Namespace(**paths), {}, spec, "0", 0)
+    assert settings["scan_order"] == order
 
 
 def scored(network: str, fold: str, cases: dict[str, float | None], seed: int = 0) -> dict:
