@@ -44,13 +44,22 @@ def nnunet_stages(task: Task) -> tuple[list[int], list[tuple[int, ...]]]:
     return [min(32 * 2**i, WIDEST[task.spatial_dims]) for i in range(len(strides))], strides
 
 
-def lightm_unet(task: Task, drop_path: float = 0, deep_supervision: bool = False, **options: Any) -> nn.Module:
-    """The bundle's network, and two things to try on it.
+def lightm_unet(
+    task: Task,
+    drop_path: float = 0,
+    local_conv: bool = False,
+    decoder: str = "separable",
+    deep_supervision: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """The bundle's network, and four things to try on it.
 
     Args:
         task: what it is for.
         drop_path: stochastic depth, the probability with which a residual VSS block of the last stage is left out
             for an image; earlier stages' blocks less often, in proportion.
+        local_conv: before each residual VSS block, a depthwise convolution plus its input.
+        decoder: "full" replaces the decoder's depthwise-separable convolutions by full ones.
         deep_supervision: while training, return logits of each decoder stage, finest first, for DeepLoss.
         options: of LightMUNet.
     """
@@ -61,7 +70,31 @@ def lightm_unet(task: Task, drop_path: float = 0, deep_supervision: bool = False
         blocks = [block for stage in network.encoder for block in stage.blocks]
         for i, block in enumerate(blocks, start=1):
             block.vss2 = nn.Sequential(block.vss2, DropPath(drop_path * i / len(blocks)))
+    if local_conv:
+        for stage in network.encoder:
+            stage.blocks = nn.ModuleList(LocallyConvolved(block, task.spatial_dims) for block in stage.blocks)
+    if decoder == "full":
+        for block in (block for stage in network.decoder for block in stage.blocks):
+            block.conv = nn.Sequential(_convolution(task.spatial_dims, block.norm1.num_channels))
+    elif decoder != "separable":
+        raise ValueError(f"decoder must be separable or full, not {decoder!r}")
     return DeeplySupervised(network, task) if deep_supervision else network
+
+
+class LocallyConvolved(nn.Module):
+    """A residual VSS block that first adds to its input a depthwise convolution of it (Chu et al., arXiv 2102.10882).
+
+    So voxels meet their neighbours along every axis, not only those that the scan has just read.
+    """
+
+    def __init__(self, block: nn.Module, spatial_dims: int) -> None:
+        super().__init__()
+        channels = block.norm1.num_channels
+        self.conv = _convolution(spatial_dims, channels, groups=channels)
+        self.block = block
+
+    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
+        return self.block(x + self.conv(x), fused)
 
 
 class DeepLoss(DeepSupervisionLoss):
@@ -100,6 +133,12 @@ class DeeplySupervised(nn.Module):
             hook.remove()
         coarser = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
         return logits, *reversed(coarser)
+
+
+def _convolution(spatial_dims: int, channels: int, groups: int = 1) -> nn.Module:
+    """Of width 3, to as many channels, without bias."""
+    convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return convolution(channels, channels, 3, padding=1, groups=groups, bias=False)
 
 
 def plain_conv_unet(task: Task) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import accuracy
 import accuracy_compare
@@ -143,6 +144,37 @@ def test_stochastic_depth_and_deep_supervision_act_in_training_only() -> None:
     assert not torch.equal(network(x)[0], network(x)[0])
     network.eval()
     assert torch.equal(network(x), network(x))
+
+
+def test_convolutions_to_try_start_from_the_network_without_them() -> None:
+    x = torch.rand(1, 1, 32, 32)
+
+    def network(**options: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return build("lightm_unet", 2, 1, 3, (32, 32), init_filters=8, **options).eval()
+
+    local = network(local_conv=True)
+    assert not torch.allclose(local(x), network()(x), atol=1e-4)
+    for stage in local.encoder:
+        for block in stage.blocks:
+            torch.nn.init.zeros_(block.conv.weight)
+    assert torch.equal(local(x), network()(x))
+    kernels = [block.conv[0].weight.shape for stage in network(decoder="full").decoder for block in stage.blocks]
+    assert kernels == [(32, 32, 3, 3), (16, 16, 3, 3), (8, 8, 3, 3)]
+    with pytest.raises(ValueError, match="decoder must be separable or full"):
+        network(decoder="none")
+
+
+def test_committed_records_are_of_networks_that_can_be_built() -> None:
+    records = accuracy.load_records(accuracy.RESULTS)
+    ours = {r["network"]: r for r in records if r["network"].startswith("lightm_unet")}
+    for spec, record in ours.items():
+        task = json.loads((ROOT / f"bundle/configs/tasks/{record['task']}.json").read_text())
+        options = accuracy.pairs(accuracy.split_options(spec.partition(":")[2]))
+        options.pop("scan_order", None)  # changes no parameter; one that was tried is no longer there
+        dims, classes = task["spatial_dims"], len(task["labels"]) + 1
+        network = build("lightm_unet", dims, task["in_channels"], classes, task["patch_size"], **options)
+        assert sum(p.numel() for p in network.parameters()) == record["parameters"], spec
 
 
 def test_options_are_split_outside_of_brackets() -> None:

@@ -127,7 +127,7 @@ class LightMUNet(nn.Module):
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
         fused = can_fuse(x, self.backend)
-        x = self.dropout(self.stem(x) if len(self.stem) == 1 else _separable(self.stem, x, fused))
+        x = self.dropout(_convolve(self.stem, x, fused))
         if fused or can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
             x = channels_last.to_channels_last(x)
         skips: list[torch.Tensor] = []
@@ -138,7 +138,7 @@ class LightMUNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, skips.pop(), fused)
         norm, act, conv = self.head
-        return _separable(conv, _norm_act(norm, act, x, fused), fused)
+        return _convolve(conv, _norm_act(norm, act, x, fused), fused)
 
     def load_reference_state_dict(self, state: dict[str, Any]) -> None:
         """Take the weights of the authors' code.
@@ -271,7 +271,7 @@ class ResidualConvBlock(nn.Module):
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        y = _separable(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
+        y = _convolve(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
         return _norm_act(self.norm2, self.act, y, fused)
 
 
@@ -313,8 +313,9 @@ def _norm_act(norm: nn.Module, act: nn.Module, x: torch.Tensor, fused: bool) -> 
     return channels_last.norm_act(norm, act, x) if fused else act(norm(x))
 
 
-def _separable(block: nn.Sequential, x: torch.Tensor, fused: bool) -> torch.Tensor:
-    return channels_last.depthwise_separable(block, x) if fused else block(x)
+def _convolve(block: nn.Sequential, x: torch.Tensor, fused: bool) -> torch.Tensor:
+    """One convolution, or a depthwise and a pointwise one."""
+    return channels_last.depthwise_separable(block, x) if fused and len(block) == 2 else block(x)
 
 
 def _convolution(
