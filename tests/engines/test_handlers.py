@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from ignite.engine import Engine
 
 from scripts.engines.handlers import EpochLog
@@ -23,11 +25,24 @@ def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> Non
     assert lines[0]["dice"] == {"a": None}
 
 
-def test_a_jump_of_the_loss_is_said_and_noise_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = EpochLog(str(tmp_path), Engine(lambda *_: None), {"a": 1})
+def train(folder: Path, losses: Sequence[float], done: int = 0) -> None:
+    """Epochs of one iteration with these losses, the first ``done`` of which were trained before."""
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(losses[engine.state.epoch - 1])})
+    engine.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    EpochLog(str(folder), Engine(lambda *_: None), {"a": 1}).attach(engine)
+    engine.load_state_dict({"epoch": done, "max_epochs": len(losses), "epoch_length": 1})
+    engine.run([{"image": torch.zeros(1)}])
+
+
+@pytest.mark.parametrize("stopped_after", [0, 4])
+def test_a_jump_of_the_loss_is_said_and_noise_is_not(
+    stopped_after: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = [1.4, 0.5, 0.18, 0.02, 0.2]
     with caplog.at_level(logging.WARNING, logger="lightm_unet"):
-        for loss in (1.4, 0.5, 0.18, 0.3, 0.02, 0.2):
-            log._warn_of_a_jump(loss)
+        if stopped_after:
+            train(tmp_path, losses[:stopped_after])
+        train(tmp_path, losses, done=stopped_after)
         assert not caplog.records
-        log._warn_of_a_jump(0.9)
+        train(tmp_path, [*losses, 0.9], done=len(losses))
     assert "the loss jumped to 0.9, it was down to 0.02" in caplog.text and "--learning_rate" in caplog.text

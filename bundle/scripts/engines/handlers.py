@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,6 @@ class EpochLog:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.names = sorted(labels, key=lambda name: labels[name])
-        self.lowest = math.inf
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
@@ -166,26 +165,19 @@ class EpochLog:
         record["seconds"] = time.perf_counter() - self.start
         record["samples_per_second"] = self.samples / (self.trained - self.start)
         record["data_seconds"] = self.waited
-        if is_main_process():
-            self._write(record)
         logger.info(_epoch_line(record, engine.state.max_epochs))
-        self._warn_of_a_jump(record["loss"])
+        if is_main_process():
+            earlier = self._write(record)
+            _warn_of_a_jump(record["loss"], [line["loss"] for line in earlier if line["loss"] is not None])
 
-    def _warn_of_a_jump(self, loss: float) -> None:
-        if loss_rise(loss, self.lowest) > JUMP:
-            logger.warning(
-                f"the loss jumped to {loss:.3g}, it was down to {self.lowest:.3g}: if it stays up, train anew with a "
-                "lower --learning_rate"
-            )
-        self.lowest = min(self.lowest, loss)
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        """Add a line to log.jsonl, in place of those of this epoch and later ones."""
+    def _write(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Add a line to log.jsonl, in place of those of this epoch and later ones; returns the earlier ones."""
         path = self.output_dir / "log.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        earlier = [line for line in lines if line["epoch"] < record["epoch"]]
         with replacing(path) as temporary:
-            temporary.write_text("\n".join([*kept, json.dumps(_without_nan(record))]) + "\n")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in [*earlier, _without_nan(record)]))
+        return earlier
 
     def _log_summary(self, engine: Engine) -> None:
         best = getattr(engine.state, "best_scores", None)
@@ -205,6 +197,16 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
         parts.append("Dice " + " ".join(f"{name} {dice:.4f}" for name, dice in record["dice"].items()))
         parts.append(f"pseudo-Dice {record['pseudo_dice']:.4f} EMA {record['ema_pseudo_dice']:.4f}")
     return " | ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+def _warn_of_a_jump(loss: float, earlier: Sequence[float]) -> None:
+    """Of the whole run, a resumed one's earlier part included."""
+    lowest = min(earlier, default=math.inf)
+    if loss_rise(loss, lowest) > JUMP:
+        logger.warning(
+            f"the loss jumped to {loss:.3g}, it was down to {lowest:.3g}: if it stays up, train anew with a lower "
+            "--learning_rate"
+        )
 
 
 def _without_nan(value: Any) -> Any:
