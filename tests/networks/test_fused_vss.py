@@ -1,4 +1,4 @@
-"""The fused VSS layer and the channels-last steps around it against the plain modules in float64.
+"""The fused VSS layer against its plain form in float64.
 
 On the CPU the kernels run in Triton's interpreter, at tiny sizes; on a GPU whole networks are compared.
 """
@@ -12,20 +12,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
+from fused_checks import DEVICE, HAS_GPU, float64_copy, needs_kernels, normal, relative_error
 from torch import Tensor
 
-from scripts.networks import LightMUNet, channels_last, fused_vss
+from scripts.networks import LightMUNet, fused_vss
 from scripts.networks.fused_vss import can_fuse, fused_vss_layer
-from scripts.networks.lightm_unet import _depthwise_separable
 from scripts.networks.vss import VSSLayer
 from scripts.ops import fused
 from scripts.ops.selective_scan import BackendError, choose_backend, triton_gpu
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
 BACKENDS = ("cuda", "triton")
 
-needs_kernels = pytest.mark.skipif(not fused.available(DEVICE), reason="neither a GPU nor Triton's interpreter")
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarning")  # of autocast("cuda") on a CPU
 
 
@@ -35,24 +32,6 @@ def quick_and_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     if not HAS_GPU:
         monkeypatch.setattr(triton_gpu, "CHUNKS_AT_ONCE", 2)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def relative_error(value: Tensor, expected: Tensor) -> float:
-    value, expected = value.detach(), expected.detach()
-    return float((value.double() - expected).norm() / expected.norm())
-
-
-def normal(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def float64_copy(module: nn.Module) -> nn.Module:
-    """The same weights with the plain scan: the truth."""
-    exact = copy.deepcopy(module).double()
-    for part in exact.modules():
-        if hasattr(part, "backend"):
-            part.backend = "chunked"
-    return exact
 
 
 # --- the layer ---
@@ -135,87 +114,6 @@ def test_layer_refuses_a_second_derivative() -> None:
 def test_cpu_takes_the_plain_modules() -> None:
     assert not can_fuse(torch.zeros(1), "auto")
     assert not can_fuse(torch.zeros(1), "triton")  # even in the interpreter
-
-
-# --- the steps between the layers ---
-
-
-def check_step(step: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, exact: nn.Module | None = None) -> None:
-    """`step` computes what `module` does, forward and backward, and leaves channels last in memory."""
-    exact = exact or float64_copy(module)
-    exact_x = x.double().requires_grad_()
-    x = channels_last.to_channels_last(x).requires_grad_()
-    y, true_y = step(x), exact(exact_x)
-    assert y.shape == true_y.shape and y.movedim(1, -1).is_contiguous()
-    dy = normal(*y.shape, seed=9)
-    gradients = torch.autograd.grad(y, (x, *module.parameters()), dy)
-    true_gradients = torch.autograd.grad(true_y, (exact_x, *exact.parameters()), dy.double())
-    assert relative_error(y, true_y) < 1e-5
-    for actual, expected in zip(gradients, true_gradients, strict=True):
-        assert actual.shape == expected.shape
-        assert relative_error(actual, expected) < 1e-5
-
-
-IMAGES = pytest.mark.parametrize("spatial", [(4, 6), (4, 2, 6)])
-
-
-@needs_kernels
-@IMAGES
-@pytest.mark.parametrize("inplace", [False, True])
-def test_group_norm_and_relu(spatial: tuple[int, ...], inplace: bool) -> None:
-    torch.manual_seed(0)
-    norm, act = nn.GroupNorm(4, 8).to(DEVICE), nn.ReLU(inplace=inplace)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x = normal(2, 8, *spatial)
-    before = x.clone()
-    check_step(lambda x: channels_last.norm_act(norm, act, x), nn.Sequential(norm, act), x)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize(
-    ("norm", "act"),
-    [
-        (nn.GroupNorm(4, 8), nn.LeakyReLU(0.1)),
-        (nn.GroupNorm(4, 8, affine=False), nn.ReLU()),
-        (nn.InstanceNorm2d(8, affine=True), nn.ReLU()),
-        (nn.BatchNorm2d(8), nn.ReLU()),
-    ],
-)
-def test_other_norms_and_activations_are_left_to_pytorch(norm: nn.Module, act: nn.Module) -> None:
-    norm = norm.to(DEVICE)
-    x = channels_last.to_channels_last(normal(2, 8, 4, 6))
-    assert torch.equal(channels_last.norm_act(norm, act, x), act(norm(x)))
-
-
-@IMAGES
-@pytest.mark.parametrize("bias", [False, True])
-def test_pointwise(spatial: tuple[int, ...], bias: bool) -> None:
-    torch.manual_seed(0)
-    conv = (nn.Conv2d if len(spatial) == 2 else nn.Conv3d)(3, 5, 1, bias=bias).to(DEVICE)
-    check_step(lambda x: channels_last.pointwise(conv, x), conv, normal(2, 3, *spatial))
-
-
-@needs_kernels
-@IMAGES
-@pytest.mark.parametrize(("channels", "kernel_size"), [(3, 3), (1, 3), (8, 3), (8, 1)])
-def test_depthwise_separable(spatial: tuple[int, ...], channels: int, kernel_size: int) -> None:
-    torch.manual_seed(0)
-    block = _depthwise_separable(len(spatial), channels, 4, kernel_size, bias=kernel_size == 1).to(DEVICE)
-    check_step(lambda x: channels_last.depthwise_separable(block, x), block, normal(2, channels, *spatial))
-
-
-@IMAGES
-@pytest.mark.parametrize("thin_axis", [None, 0, -1])
-def test_max_pool(spatial: tuple[int, ...], thin_axis: int | None) -> None:
-    stride = [2] * len(spatial)
-    if thin_axis is not None:
-        stride[thin_axis] = 1
-    pool = (nn.MaxPool2d if len(spatial) == 2 else nn.MaxPool3d)(tuple(stride))
-    check_step(lambda x: channels_last.max_pool(x, stride), pool, normal(2, 3, *spatial))
-    x = channels_last.to_channels_last(normal(2, 3, *spatial))
-    x[0, 1, 0, 1] = float("nan")
-    assert torch.equal(channels_last.max_pool(x, stride).isnan(), pool(x).isnan())
 
 
 # --- whole networks on a GPU ---
