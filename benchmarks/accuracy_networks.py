@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from monai.losses import DeepSupervisionLoss
-from monai.networks.layers import DropPath
+from monai.networks.layers import Conv, DropPath
 
 __all__ = ["BUILDERS", "build", "nnunet_stages"]
 
@@ -74,8 +74,10 @@ def lightm_unet(
         for stage in network.encoder:
             stage.blocks = nn.ModuleList(LocallyConvolved(block, task.spatial_dims) for block in stage.blocks)
     if decoder == "full":
+        convolution = Conv[Conv.CONV, task.spatial_dims]
         for block in (block for stage in network.decoder for block in stage.blocks):
-            block.conv = nn.Sequential(_convolution(task.spatial_dims, block.norm1.num_channels))
+            channels = block.norm1.num_channels
+            block.conv = nn.Sequential(convolution(channels, channels, 3, padding=1, bias=False))
     elif decoder != "separable":
         raise ValueError(f"decoder must be separable or full, not {decoder!r}")
     return DeeplySupervised(network, task) if deep_supervision else network
@@ -90,7 +92,8 @@ class LocallyConvolved(nn.Module):
     def __init__(self, block: nn.Module, spatial_dims: int) -> None:
         super().__init__()
         channels = block.norm1.num_channels
-        self.conv = _convolution(spatial_dims, channels, groups=channels)
+        convolution = Conv[Conv.CONV, spatial_dims]
+        self.conv = convolution(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.block = block
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
@@ -115,7 +118,7 @@ class DeeplySupervised(nn.Module):
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
         self.network = network
-        convolution = nn.Conv2d if task.spatial_dims == 2 else nn.Conv3d
+        convolution = Conv[Conv.CONV, task.spatial_dims]
         self.heads = nn.ModuleList(
             convolution(stage.reduce.conv.out_channels, task.out_channels, 1) for stage in network.decoder[:-1]
         )
@@ -133,12 +136,6 @@ class DeeplySupervised(nn.Module):
             hook.remove()
         coarser = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
         return logits, *reversed(coarser)
-
-
-def _convolution(spatial_dims: int, channels: int, groups: int = 1) -> nn.Module:
-    """Of width 3, to as many channels, without bias."""
-    convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    return convolution(channels, channels, 3, padding=1, groups=groups, bias=False)
 
 
 def plain_conv_unet(task: Task) -> nn.Module:

@@ -34,11 +34,11 @@ def train(folder: Path, losses: Sequence[float], done: int = 0) -> None:
     engine.run([{"image": torch.zeros(1)}])
 
 
-@pytest.mark.parametrize("stopped_after", [0, 4])
+@pytest.mark.parametrize("stopped_after", [0, 5])
 def test_a_jump_of_the_loss_is_said_and_noise_is_not(
     stopped_after: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    losses = [1.4, 0.5, 0.18, 0.02, 0.2]
+    losses = [1.4, 0.5, 0.18, 0.3, 0.02, 0.2]
     with caplog.at_level(logging.WARNING, logger="lightm_unet"):
         if stopped_after:
             train(tmp_path, losses[:stopped_after])

@@ -165,10 +165,9 @@ class EpochLog:
         record["seconds"] = time.perf_counter() - self.start
         record["samples_per_second"] = self.samples / (self.trained - self.start)
         record["data_seconds"] = self.waited
+        earlier = self._write(record) if is_main_process() else []
         logger.info(_epoch_line(record, engine.state.max_epochs))
-        if is_main_process():
-            earlier = self._write(record)
-            _warn_of_a_jump(record["loss"], [line["loss"] for line in earlier if line["loss"] is not None])
+        _warn_of_a_jump(record["loss"], [line["loss"] for line in earlier if line["loss"] is not None])
 
     def _write(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add a line to log.jsonl, in place of those of this epoch and later ones; returns the earlier ones."""
@@ -200,7 +199,7 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 
 
 def _warn_of_a_jump(loss: float, earlier: Sequence[float]) -> None:
-    """Of the whole run, a resumed one's earlier part included."""
+    """``earlier``: the losses of all epochs before, those before a resume included."""
     lowest = min(earlier, default=math.inf)
     if loss_rise(loss, lowest) > JUMP:
         logger.warning(
