@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn as nn
-from fused_checks import DEVICE, float64_copy, needs_kernels, normal, relative_error
+from layer_checks import DEVICE, float64_copy, needs_kernels, normal, relative_error
 from torch import Tensor
 
 from scripts.networks import channels_last

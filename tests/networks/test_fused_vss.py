@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
-from fused_checks import DEVICE, HAS_GPU, float64_copy, needs_kernels, normal, relative_error
+from layer_checks import DEVICE, HAS_GPU, float64_copy, needs_kernels, normal, relative_error
 from torch import Tensor
 
 from scripts.networks import LightMUNet, fused_vss
