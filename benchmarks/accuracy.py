@@ -161,9 +161,9 @@ def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> 
 
 
 def iterations_in(args: argparse.Namespace, settings: dict[str, Any], seconds: float, run_dir: Path) -> int:
-    """How many iterations fit in so many seconds: the second epoch of a trial is timed, the first warms up."""
-    trial = settings | {"epochs": 2, "iterations_per_epoch": TIMING_ITERATIONS, "val_interval": 10}
-    second = train(args, trial, run_dir)[-1]
+    """How many iterations fit in so many seconds: of a trial's three epochs the first warms up, the last validates."""
+    trial = settings | {"epochs": 3, "iterations_per_epoch": TIMING_ITERATIONS, "val_interval": 3}
+    second = train(args, trial, run_dir)[1]
     return max(100, round(seconds / second["seconds"] * TIMING_ITERATIONS / 100) * 100)
 
 

@@ -209,3 +209,15 @@ def test_the_last_epoch_is_validated(iterations: int, validations: int) -> None:
     assert settings["epochs"] % settings["val_interval"] == 0
     assert settings["epochs"] * settings["iterations_per_epoch"] <= iterations
     assert settings["iterations_per_epoch"] >= min(50, iterations)
+
+
+def test_a_budget_in_seconds_is_for_training_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The trial's first epoch warms up and its last one validates, which takes time too."""
+
+    def trained(args: Namespace, settings: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+        last, interval = settings["epochs"], settings["val_interval"]
+        validates = [epoch == last or epoch % interval == 0 for epoch in range(1, last + 1)]
+        return [{"seconds": 6.0 + 30 * (epoch == 0) + 4 * now} for epoch, now in enumerate(validates)]
+
+    monkeypatch.setattr(accuracy, "train", trained)
+    assert accuracy.iterations_in(Namespace(), {}, 6 * 10, tmp_path) == 10 * accuracy.TIMING_ITERATIONS
