@@ -44,8 +44,22 @@ def test_what_the_pretrained_weights_have_seen_counts(tmp_path: Path) -> None:
     assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"])
     write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), resume="true")
     assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"]), "also when it only goes on"
+    unknown = tmp_path / "unknown/model.pt"  # weights from elsewhere: nothing says what they have seen
+    write_training_cases(tmp_path / "fourth", 1, named("b"), named("a"), unknown)
+    assert read_training_cases(tmp_path / "fourth/model.pt") == (1, None)
+    record_predictions(tmp_path / "new", str(tmp_path / "fourth/model.pt"), named("a"))
+    with pytest.raises(UserError, match="nothing says which cases the model"):
+        check_held_out(tmp_path / "new", ["a"])
     write_training_cases(tmp_path / "third", 1, named("b", "c"), named("a"), "null")
     assert read_training_cases(tmp_path / "third/model.pt") == (1, ["b", "c"])
+
+
+def test_a_resumed_run_holds_out_the_same_cases(tmp_path: Path) -> None:
+    """Else the best epoch would be chosen by cases that the run was trained on."""
+    write_training_cases(tmp_path, 0, named("a", "b"), named("c"))
+    with pytest.raises(UserError, match=r"held out other cases \(b, c\): resume it with .*--splits"):
+        write_training_cases(tmp_path, 0, named("a", "c"), named("b"), resume=True)
+    assert read_training_cases(tmp_path / "model.pt") == (0, ["a", "b"])
 
 
 def test_an_ensemble_has_seen_what_each_has_seen(tmp_path: Path) -> None:

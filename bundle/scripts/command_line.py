@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["as_config_files", "as_flag", "check_ids", "option_values", "or_none", "start"]
+__all__ = ["as_config_files", "as_flag", "as_typed", "check_ids", "option_values", "or_none", "start"]
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
@@ -77,6 +77,14 @@ def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
 def or_none(value: Any) -> Any:
     """None for the word 'null', which is how a command line can say it (MONAI drops None itself)."""
     return None if isinstance(value, str) and value.lower() in ("null", "none") else value
+
+
+def as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of which some were typed: the words null, true and false stand for what they mean in a config."""
+    words = {"null": None, "true": True, "false": False}
+    return {
+        key: words.get(value.lower(), value) if isinstance(value, str) else value for key, value in settings.items()
+    }
 
 
 def _keep_freed_memory() -> None:

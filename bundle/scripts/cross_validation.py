@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser
 
 from .command_line import as_config_files, option_values, or_none
-from .data.datalist import NUM_FOLDS, read_splits
+from .data.datalist import read_splits
 from .data.files import replacing
+from .data.layouts import NUM_FOLDS
 from .errors import UserError, show_user_errors_plainly
 from .metrics import format_summary, summarize, write_csv, write_json
 from .provenance import PREDICTIONS, read_provenance, write_provenance

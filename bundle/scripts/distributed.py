@@ -17,6 +17,7 @@ __all__ = [
     "is_main_process",
     "rank",
     "shard",
+    "shard_held_out",
     "start_process_group",
     "world_size",
 ]
@@ -54,6 +55,25 @@ def start_process_group(device: torch.device | str) -> None:
 def shard(items: Sequence[Any]) -> list[Any]:
     """This process's share of ``items``: every world_size-th, none twice, none left out."""
     return list(items[rank() :: world_size()])
+
+
+def shard_held_out(items: Sequence[Any]) -> list[Any]:
+    """This process's share of the cases that all processes score together.
+
+    Raises:
+        UserError: torchrun's processes were not told to work together, or there are fewer cases than processes (one
+            without a case would leave the others waiting).
+    """
+    if world_size() > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise UserError(
+            "torchrun needs a config that joins its processes: add configs/multi_gpu_train.json in training, "
+            "configs/multi_gpu_evaluate.json in evaluation"
+        )
+    if len(items) < world_size():
+        raise UserError(
+            f"{len(items)} held-out case(s) for {world_size()} processes: use --nproc_per_node={len(items)}"
+        )
+    return shard(items)
 
 
 def gather_objects(items: list[Any], patience: timedelta | None = None) -> list[Any]:

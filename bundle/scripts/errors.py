@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-__all__ = ["UserError", "find_user_error", "show_user_errors_plainly"]
+__all__ = ["UserError", "find_user_error", "in_one_line", "show_user_errors_plainly"]
 
 
 class UserError(ValueError):
@@ -21,6 +21,11 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def in_one_line(error: BaseException) -> str:
+    """What kind of error it is and the first line of its message, if it has one."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def show_user_errors_plainly() -> None:

@@ -4,7 +4,7 @@ A rule that is learned from predictions (python -m scripts.postprocessing determ
 model did not see. Two small files carry what is needed to know:
 
 cases.json, beside a checkpoint, written by training:
-    {"fold": 0, "training": [case names], "validation": [case names]}
+    {"fold": 0, "training": [case names] | null (unknown), "validation": [case names]}
 
 predictions.json, in a folder of predictions, written by inference, evaluation and cross-validation:
     {"runs": [{"checkpoint": path or [paths of an ensemble], "fold": 0 | "all" | null,
@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .command_line import as_flag, or_none
@@ -71,14 +72,20 @@ def write_training_cases(
         training, validation: cases, [{"name", …}, …].
         pretrained: weights that training starts from; what they have seen, the new ones have seen as well.
         resume: whether the run only goes on; what it had seen before counts too.
+
+    Raises:
+        UserError: a resumed run held out other cases before.
     """
+    own, held_out = Path(output_dir) / CASES, sorted(map(_name, validation))
+    resumed = as_flag(resume, "resume") and own.is_file()
+    if resumed:
+        _check_held_out_before(own, held_out)
     if is_main_process():
-        own = Path(output_dir) / CASES if as_flag(resume, "resume") else None
-        seen = set(map(_name, training))
-        for earlier in filter(None, (or_none(pretrained), own)):
-            seen.update(read_training_cases(str(earlier))[1] or [])
-        content = {"fold": fold, "training": sorted(seen), "validation": sorted(map(_name, validation))}
-        write_json(Path(output_dir) / CASES, content)
+        earlier = [
+            read_training_cases(str(file))[1] for file in (or_none(pretrained), own if resumed else None) if file
+        ]
+        seen = None if None in earlier else sorted({*map(_name, training)}.union(*earlier))
+        write_json(own, {"fold": fold, "training": seen, "validation": held_out})
 
 
 def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[int | str | None, list[str] | None]:
@@ -94,8 +101,9 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
     files = [Path(path).parent / CASES for path in paths]
     if not all(file.is_file() for file in files):
         return None, None
-    contents = [_read(file, {"training": list}) for file in files]
-    names = sorted({name for content in contents for name in content["training"]})
+    contents = [_read(file, {"training": (list, NoneType)}) for file in files]
+    lists = [content["training"] for content in contents]
+    names = None if None in lists else sorted(set().union(*lists))
     return (contents[0].get("fold") if len(contents) == 1 else None), names
 
 
@@ -177,6 +185,17 @@ def check_held_out(
         )
 
 
+def _check_held_out_before(file: Path, held_out: list[str]) -> None:
+    before = _read(file, {"training": (list, NoneType), "validation": list})["validation"]
+    if sorted(before) != held_out:
+        differing = sorted({*before} ^ {*held_out})
+        shown = ", ".join(differing[:5]) + (", …" if len(differing) > 5 else "")
+        raise UserError(
+            f"the run in {file.parent} held out other cases ({shown}): resume it with the data set, --splits and "
+            "--limit_cases that it was started with"
+        )
+
+
 def _name(case: Case) -> str:
     image = case["image"]
     return case.get("name") or case_name(image if isinstance(image, (str, Path)) else image[0])
@@ -199,11 +218,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)  # which also unlocks
 
 
-def _read(path: Path, keys: Mapping[str, type]) -> dict[str, Any]:
+def _read(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in keys.items()):
+    if not isinstance(content, dict) or not all(
+        key in content and isinstance(content[key], kind) for key, kind in keys.items()
+    ):
         raise UserError(f"{path} lacks the list(s) {', '.join(keys)}: it is not what its name says")
     return content

@@ -141,7 +141,7 @@ def test_training_writes_weights_checkpoint_log_and_curves(run_3d: Path) -> None
     weights = torch.load(run_3d / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
     checkpoint = torch.load(run_3d / "checkpoint.pt", weights_only=True)
-    assert checkpoint["epoch"] == 2 and checkpoint["iteration"] == 4
+    assert checkpoint["epoch"] == 2
     assert (run_3d / "model_final.pt").is_file()
     assert list((run_3d / "tensorboard").glob("events*"))
     log = (run_3d / "training.log").read_text()
@@ -393,6 +393,17 @@ def test_two_processes_train_and_score_like_one(volumes: Path, run_3d: Path, tmp
     run("evaluating", "train.json", "evaluate.json", **settings, tta="false", evaluation_dir=one)
     reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert reports[0] == reports[1]
+
+
+def test_processes_that_cannot_work_together_are_refused(volumes: Path, run_3d: Path, tmp_path: Path) -> None:
+    """Each would score its share alone, or wait for ever for one that has nothing to score."""
+    common = ["--dataset_dir", str(volumes), "--output_dir", str(run_3d), "--num_workers", "0", "--init_filters", "8"]
+    configs = ["configs/train.json", "configs/evaluate.json"]
+    done = torchrun("evaluating", "--config_file", str(configs), *common)
+    assert done.returncode and "add configs/multi_gpu_train.json in training" in done.stderr
+    configs.append("configs/multi_gpu_evaluate.json")
+    done = torchrun("evaluating", "--config_file", str(configs), *common, "--limit_cases", "1")
+    assert done.returncode and "1 held-out case(s) for 2 processes: use --nproc_per_node=1" in done.stderr
 
 
 def test_real_hippocampus_with_the_shipped_weights(shared_data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -28,8 +30,8 @@ class Fixed(RandomState):
         super().__init__(0)
         self.value = value
 
-    def uniform(self, *_: object, **__: object) -> float:  # type: ignore[override]
-        return self.value
+    def uniform(self, low: float, high: float, size: int | None = None) -> float | np.ndarray:  # type: ignore[override]
+        return self.value if size is None else np.full(size, self.value)
 
 
 @pytest.fixture
@@ -72,10 +74,11 @@ def test_gamma_keeps_mean_and_deviation(image: torch.Tensor, inverted: bool) -> 
     before = image.clone()
     curved = gamma(image, Fixed(1.4), inverted=inverted)
     assert torch.equal(image, before)
-    assert torch.allclose(curved.mean(), image.mean(), atol=1e-4)
-    assert torch.allclose(curved.std(), image.std(), atol=1e-4)
-    order = image.flatten().argsort()
-    assert (curved.flatten()[order].diff() > -1e-5).all()  # a curve: larger stays larger
+    axes = (1, 2, 3)
+    assert torch.allclose(curved.mean(axes), image.mean(axes), atol=1e-4)
+    assert torch.allclose(curved.std(axes), image.std(axes), atol=1e-4)
+    for channel, result in zip(image, curved, strict=True):
+        assert (result.flatten()[channel.flatten().argsort()].diff() > -1e-5).all()  # a curve: larger stays larger
     assert gamma(torch.ones(1, 4, 4), Fixed(1.4)).isfinite().all()
 
 
@@ -83,6 +86,17 @@ def test_noise_and_brightness(image: torch.Tensor) -> None:
     noisy = noise(image, Fixed(0.3)) - image
     assert float(noisy.std()) == pytest.approx(0.3, rel=0.05) and abs(float(noisy.mean())) < 0.01
     assert torch.equal(brightness(image, Fixed(0.8)), image * 0.8)
+
+
+@pytest.mark.parametrize("alter", [brightness, contrast, gamma])
+def test_each_channel_is_altered_by_itself(image: torch.Tensor, alter: Callable[..., torch.Tensor]) -> None:
+    """Channels of very different intensities, such as CT and PET, would else be squeezed to a constant."""
+    channels = torch.stack([image[0], 300 + 100 * image[1]])
+    altered = alter(channels, RandomState(1))
+    draws = RandomState(1).uniform(*((0.7, 1.5) if alter is gamma else (0.75, 1.25)), 2)
+    for channel, result, draw in zip(channels, altered, draws, strict=True):
+        assert torch.allclose(result, alter(channel[None], Fixed(draw))[0], rtol=1e-4, atol=1e-4)
+    assert abs(altered[0].std() / channels[0].std() - 1) < 0.3
 
 
 def test_alterations_happen_as_often_as_they_should() -> None:

@@ -9,7 +9,8 @@ import pytest
 from generators import hard_case, write_nnunet
 from sklearn.model_selection import KFold
 
-from scripts.data.datalist import case_name, k_fold, load_cases
+from scripts.data.datalist import k_fold, load_cases
+from scripts.data.files import case_name
 from scripts.errors import UserError
 
 LABELS = {"anterior": 1, "posterior": 2}
@@ -120,6 +121,8 @@ def test_the_users_own_split_file(dataset: Path, tmp_path: Path) -> None:
     assert len(load(dataset, fold="all", splits=file)) == 7
     with pytest.raises(UserError, match="fold must be 0 to 1 or 'all', not 2"):
         load(dataset, fold=2, splits=file)
+    with pytest.raises(UserError, match=r"fold 1 of .*splits_final.json has no validation case: .*--fold all"):
+        load(dataset, "validation", fold=1, splits=file)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,8 @@ from hypothesis import given, settings
 from nibabel.affines import apply_affine
 from PIL import Image
 
-from scripts.data.images import (
-    LoadCased,
-    list_images,
-    load_image,
-    prediction_suffix,
-    replacing,
-    save_label_map,
-    save_probabilities,
-)
+from scripts.data.files import list_images, prediction_suffix, replacing
+from scripts.data.images import LoadCased, load_image, save_label_map, save_probabilities
 from scripts.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -200,22 +200,35 @@ def test_slices_lie_together_on_disk(cases: list, tmp_path: Path, axis: int) -> 
     assert torch.equal(dataset[1]["image"], plain["image"]) and torch.equal(dataset[1]["label"], plain["label"])
 
 
-def test_large_intensities_stay_exact(tmp_path: Path) -> None:
+def test_intensities_that_float16_cannot_hold_stay_exact(tmp_path: Path) -> None:
     from scripts.data.prepared import _compact_image
 
     assert _compact_image(np.array([[1.5, -255.0]], np.float32)).dtype == np.float16
     large = np.array([[12345.0, 0]], np.float32)
     assert _compact_image(large).dtype == np.float32 and _compact_image(large)[0, 0] == 12345
+    small = np.array([[1.5e-3, 2e-7]], np.float32)  # diffusion coefficients in mm²/s, not normalised
+    assert np.array_equal(_compact_image(small), small)
 
 
 def test_foreground_locations() -> None:
     label = np.zeros((40, 40, 40), np.int16)
-    label[:30, :30, :30], label[35, 36, 37], label[38:] = 2, 7, -1
+    label[:30, :30, :30], label[35, 36, 37] = 2, 7
     found = foreground_locations(label)
     assert found.dtype == np.int32 and (found[0] == 2).sum() == 10_000 and (np.diff(found[0]) >= 0).all()
     assert np.array_equal(found[:, -1], [7, 35, 36, 37]) and np.array_equal(label[tuple(found[1:])], found[0])
     assert np.array_equal(found, foreground_locations(label))
     assert foreground_locations(np.zeros((3, 4))).shape == (3, 0)
+    assert foreground_locations(np.full((3, 4), -1)).shape == (3, 0)
+
+
+def test_locations_beside_ignored_voxels() -> None:
+    label = np.array([[-1, 0, 2], [-1, -1, 1]])
+    assert foreground_locations(label).T.tolist() == [[0, 0, 1], [0, 0, 2], [0, 1, 2], [1, 1, 2], [2, 0, 2]]
+
+
+def test_typed_words_are_the_same_settings(cases: list, tmp_path: Path) -> None:
+    typed = dataset_of(cases, tmp_path, crop_nonzero="false", spacing="null")
+    assert typed.folder == dataset_of(cases, tmp_path, crop_nonzero=False, spacing=None).folder
 
 
 def test_settings_are_noted_in_plain_words(cases: list, tmp_path: Path) -> None:

@@ -43,3 +43,4 @@ def test_labels_keep_their_values_and_volume() -> None:
 
 def test_thin_axis() -> None:
     assert thin_axis([0.7, 0.7, 5]) == 2 and thin_axis([5, 0.7, 0.7]) == 0 and thin_axis([1, 2, 3]) is None
+    assert thin_axis([0.24, 1.25, 1.2500001]) is None  # two equally coarse axes

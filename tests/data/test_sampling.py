@@ -63,6 +63,18 @@ def test_classes_are_drawn_alike_however_small() -> None:
     assert 75 <= rare <= 125
 
 
+@pytest.mark.parametrize("classes", [0, 1])
+def test_patches_of_a_sparsely_annotated_case_lie_around_annotated_voxels(classes: int) -> None:
+    """A patch of ignored voxels alone teaches nothing."""
+    label = np.full((96, 32, 32), -1)
+    label[[5, 40, 41, 90]] = 0
+    label[40, :8, :8] = classes
+    transform = sampler([16, 16, 16])
+    patches = [transform(case_of(label))["label"] for _ in range(100)]
+    assert all((patch >= 0).any() for patch in patches)
+    assert sum(bool((patch == 1).any()) for patch in patches) >= 25 * classes
+
+
 @pytest.mark.parametrize("shape", [(10, 50, 7), (4, 4, 4), (16, 24, 1)])
 def test_small_volumes_lie_in_the_middle_of_zeros(shape: tuple[int, ...]) -> None:
     case = case_of(np.full(shape, 2), np.ones((1, *shape), np.float16))

@@ -1,14 +1,16 @@
-"""Loading weights."""
+"""Loading and keeping weights, and the folders that hold them."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 
-from scripts.engines.checkpoints import load_weights
+from scripts.engines.checkpoints import SaveCheckpoints, load_weights, open_run
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
@@ -31,3 +33,41 @@ def test_weights_of_another_stem_are_refused(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "model.pt")
     with pytest.raises(UserError, match="do not fit the network; check the task overlay, init_filters and stem"):
         load_weights(network(stem="full"), tmp_path / "model.pt")
+
+
+def test_a_file_that_is_empty_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(UserError, match=r"model\.pt is not a file of PyTorch weights: \w+"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+def test_a_run_whose_checkpoint_was_deleted_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model_final.pt").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        open_run(str(tmp_path), False, {})
+    with pytest.raises(UserError, match="nothing to resume"):
+        open_run(str(tmp_path), True, {})
+
+
+def test_typed_words_are_the_same_settings(tmp_path: Path) -> None:
+    open_run(str(tmp_path), False, {"slice_axis": "null", "crop_nonzero": "false"})
+    (tmp_path / "checkpoint.pt").touch()
+    open_run(str(tmp_path), True, {"slice_axis": None, "crop_nonzero": False})
+    with pytest.raises(UserError, match="slice_axis was None, now 2"):
+        open_run(str(tmp_path), True, {"slice_axis": 2, "crop_nonzero": False})
+
+
+def test_the_best_epoch_after_undefined_scores(tmp_path: Path) -> None:
+    """As long as no score is defined the latest weights are kept, then the best."""
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    net = torch.nn.Linear(1, 1)
+    saver = SaveCheckpoints(str(tmp_path), net, torch.optim.SGD(net.parameters(), 1.0), evaluator, {"a": 1})
+    trainer.state.best_scores = None
+    kept = []
+    for epoch, score in enumerate([math.nan, math.nan, 0.5, 0.4, 0.6], start=1):
+        trainer.state.epoch = epoch
+        evaluator.state.metrics = {"ema_pseudo_dice": score, "dice_a": score}
+        torch.nn.init.constant_(net.bias, epoch)
+        saver._keep_best(trainer)
+        kept.append(torch.load(tmp_path / "model.pt", weights_only=True)["bias"].item())
+    assert kept == [1, 2, 3, 3, 5]

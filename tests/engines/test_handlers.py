@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
-from scripts.engines.handlers import EpochLog
+from scripts.engines.handlers import EpochLog, ValidationScores
 
 
 def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> None:
@@ -46,3 +46,22 @@ def test_a_jump_of_the_loss_is_said_and_noise_is_not(
         assert not caplog.records
         train(tmp_path, [*losses, 0.9], done=len(losses))
     assert "the loss jumped to 0.9, it was down to 0.02" in caplog.text and "--learning_rate" in caplog.text
+
+
+def test_a_loss_that_is_no_number_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="lightm_unet"):
+        train(tmp_path, [0.5, math.nan])
+    assert [record.message[:28] for record in caplog.records] == ["the loss is not a number: st"]
+
+
+def test_an_undefined_score_leaves_the_moving_average_as_it_was() -> None:
+    """A held-out case without foreground, for which none is predicted, has no pseudo-Dice."""
+    evaluator = Engine(lambda *_: None)
+    ValidationScores({"a": 1}).attach(evaluator)
+    averages = []
+    for pseudo_dice in (math.nan, 0.5, math.nan, 0.6):
+        evaluator.state.metric_details = {"val_mean_dice": torch.tensor([[pseudo_dice]])}
+        evaluator.state.metrics = {"pseudo_dice": torch.tensor([pseudo_dice])}
+        evaluator.fire_event(Events.EPOCH_COMPLETED)
+        averages.append(evaluator.state.metrics["ema_pseudo_dice"])
+    assert math.isnan(averages[0]) and averages[1:] == pytest.approx([0.5, 0.5, 0.51])

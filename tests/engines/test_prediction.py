@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from generators import hard_case, straight, write_image, write_nnunet
+from ignite.engine import Engine
+from monai.data import MetaTensor
 
 from scripts.data.images import LoadCased, load_image
-from scripts.engines.prediction import BrokenCase, CaseDataset, SavePredictiond, input_cases
+from scripts.engines.prediction import BrokenCase, CaseDataset, SavePredictiond, _predict_one, input_cases
 from scripts.errors import UserError
 
 
@@ -103,3 +105,24 @@ def test_a_broken_case_names_its_first_file(tmp_path: Path) -> None:
     dataset = CaseDataset([{"name": "a", "image": files}], LoadCased(["image"], 2, 2, {"a": 1}))
     broken = dataset[0]
     assert isinstance(broken, BrokenCase) and broken["file"] == files[0] and "is missing" in broken["error"]
+
+
+def test_processes_share_the_cases_whatever_is_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = touch(tmp_path / "in", *(f"{case}.png" for case in "abcdef"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    taken = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        taken += [case["name"] for case in input_cases(str(folder), str(tmp_path / "out"), skip_existing=True)]
+        touch(tmp_path / "out", *(f"{name}.png" for name in taken))
+    assert sorted(taken) == list("abcdef")
+
+
+def test_an_error_without_a_message_is_one_case_of_many() -> None:
+    def fail(engine: Engine, batch: object) -> None:
+        raise MemoryError
+
+    broken = _predict_one(Engine(fail), {"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": ["a.png"]})})
+    assert broken == {"file": "a.png", "error": "MemoryError"}

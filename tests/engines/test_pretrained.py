@@ -56,6 +56,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(weights: Path, tmp_pat
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError, match=r"pretrained: \d+ weights of .*model\.pt do not fit .*init_filters"):
         start_from(net, weights)
+    (weights.parent / "settings.json").write_text('{"scan_order": "axes"}')
+    with pytest.raises(UserError, match="trained with scan_order axes, but the network reads in raster order"):
+        start_from(network(), weights)
     with pytest.raises(UserError, match=r"there are no weights at .*none\.pt: .*--pretrained"):
         start_from(net, tmp_path / "none.pt")
     assert same(net, before)

@@ -1,4 +1,9 @@
-"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long)."""
+"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long).
+
+Two things differ: the noise's standard deviation reaches the root of 0.1, where nnU-Net's "variance" of up to 0.1 is
+in fact its standard deviation; and blur and low resolution take all channels of a patch, nnU-Net's each channel of it
+with probability one half.
+"""
 
 from __future__ import annotations
 
@@ -76,12 +81,13 @@ def blur(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch
 
 
 def brightness(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    return image * random.uniform(0.75, 1.25)
+    """Multiply each channel by a factor of its own."""
+    return image * _for_each_channel(image, random, 0.75, 1.25)
 
 
 def contrast(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    """Multiply the distance to each channel's mean, within the old minimum and maximum."""
-    factor = random.uniform(0.75, 1.25)
+    """Multiply the distance to each channel's mean by a factor of its own, within the old minimum and maximum."""
+    factor = _for_each_channel(image, random, 0.75, 1.25).flatten(1)
     channels = image.flatten(1)
     low, high = torch.aminmax(channels, dim=1, keepdim=True)
     stretched = torch.lerp(channels.mean(1, keepdim=True), channels, factor)
@@ -95,16 +101,22 @@ def low_resolution(image: torch.Tensor, random: RandomState, axes: Sequence[int]
 
 
 def gamma(image: torch.Tensor, random: RandomState, inverted: bool = False) -> torch.Tensor:
-    """A gamma curve (0.7 to 1.5) over the range of the image, which keeps its mean and standard deviation."""
-    exponent = random.uniform(0.7, 1.5)
-    image = -image if inverted else image
-    deviation, mean = torch.std_mean(image)
-    low, high = torch.aminmax(image)
-    curved = ((image - low) / (high - low + 1e-7)).pow_(exponent)
-    new_deviation, new_mean = torch.std_mean(curved)
+    """A gamma curve (0.7 to 1.5) over the range of each channel, which keeps its mean and standard deviation."""
+    exponent = _for_each_channel(image, random, 0.7, 1.5).flatten(1)
+    channels = (-image if inverted else image).flatten(1)
+    deviation, mean = torch.std_mean(channels, dim=1, keepdim=True)
+    low, high = torch.aminmax(channels, dim=1, keepdim=True)
+    curved = ((channels - low) / (high - low + 1e-7)).pow_(exponent)
+    new_deviation, new_mean = torch.std_mean(curved, dim=1, keepdim=True)
     scale = deviation / (new_deviation + 1e-8)
-    result = curved.mul_(scale).add_(mean - new_mean * scale)
+    result = curved.mul_(scale).add_(mean - new_mean * scale).view(image.shape)
     return -result if inverted else result
+
+
+def _for_each_channel(image: torch.Tensor, random: RandomState, low: float, high: float) -> torch.Tensor:
+    """A random number a channel, of a shape to go with (channels, *spatial)."""
+    numbers = torch.from_numpy(random.uniform(low, high, len(image))).float()
+    return numbers.view(-1, *[1] * (image.ndim - 1))
 
 
 def _gaussian(length: int, sigma: float) -> torch.Tensor:

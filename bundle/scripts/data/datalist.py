@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..command_line import or_none
 from ..errors import UserError
-from .files import case_name
-from .layouts import DatasetDescription, read_dataset
+from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
-__all__ = ["case_files", "case_name", "k_fold", "load_cases", "read_splits"]
+__all__ = ["k_fold", "load_cases", "read_splits"]
 
-NUM_FOLDS = 5
 FOLD_SEED = 12345
 
 
@@ -25,7 +24,7 @@ def load_cases(
     fold: int | str,
     in_channels: int,
     labels: Mapping[str, int],
-    limit: int | None = None,
+    limit: int | str | None = None,
     splits: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The training or validation cases of one fold.
@@ -47,25 +46,23 @@ def load_cases(
 
     Raises:
         UserError: dataset.json or the split file is missing, broken or contradicts the config or the other, a
-            file of a case is missing, or the fold does not exist.
+            file of a case is missing, or the fold does not exist or is empty.
     """
     dataset = read_dataset(dataset_dir)
     _check_against_config(dataset, in_channels, labels)
     _check_files(dataset)
     names = [case["name"] for case in dataset.cases]
     if str(fold) != "all":
-        folds = _own_folds(Path(splits), names) if _is_given(splits) else _patient_folds(dataset, names)
+        folds = _own_folds(Path(splits), names) if or_none(splits) else _patient_folds(dataset, names)
         if str(fold) not in map(str, range(len(folds))):
             raise UserError(f"fold must be 0 to {len(folds) - 1} or 'all', not {fold!r}")
         names = folds[int(fold)][section == "validation"]
+        if not names:
+            raise UserError(
+                f"fold {fold} of {splits} has no {section} case: name some, or train on all cases with --fold all"
+            )
     chosen = set(names)
-    return [case for case in dataset.cases if case["name"] in chosen][:limit]
-
-
-def case_files(case: Mapping[str, Any]) -> list[str]:
-    """All files of a case: the image's, one or one per channel, then the label's if there is one."""
-    image = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-    return image + ([case["label"]] if "label" in case else [])
+    return [case for case in dataset.cases if case["name"] in chosen][: or_none(limit)]
 
 
 def k_fold(count: int, folds: int = NUM_FOLDS, seed: int = FOLD_SEED) -> list[tuple[list[int], list[int]]]:
@@ -127,10 +124,6 @@ def _is_split(split: Any) -> bool:
         isinstance(split.get(key), list) and all(isinstance(name, str) for name in split[key])
         for key in ("train", "val")
     )
-
-
-def _is_given(splits: str | Path | None) -> bool:
-    return splits is not None and str(splits).lower() not in ("", "null", "none")
 
 
 def _check_files(dataset: DatasetDescription) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from pathlib import Path
 
 from ..errors import UserError
@@ -83,8 +84,8 @@ class replacing:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # The ending stays last: writers choose the format by it.
-        self.temporary = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
+        # The ending stays last: writers choose the format by it. Containers that share a disk may share process ids.
+        self.temporary = self.path.with_name(f".{uuid.uuid4().hex[:12]}.part.{self.path.name}")
 
     def __enter__(self) -> Path:
         return self.temporary

@@ -13,12 +13,6 @@ from monai.transforms import MapTransform
 
 from ..errors import UserError
 from .files import (
-    NIFTI_SUFFIXES,
-    PICTURE_SUFFIXES,
-    case_name,
-    image_suffix,
-    list_images,
-    prediction_suffix,
     replacing,
 )
 from .formats import RawImage, channel_conflicts, drop_slice_axis, read_raw
@@ -26,16 +20,9 @@ from .geometry import affine_problem, grid_conflict
 from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
-    "NIFTI_SUFFIXES",
-    "PICTURE_SUFFIXES",
     "LoadCased",
-    "case_name",
     "first_file",
-    "image_suffix",
-    "list_images",
     "load_image",
-    "prediction_suffix",
-    "replacing",
     "save_label_map",
     "save_probabilities",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,15 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..workers import default_workers
 from .case_report import CaseReport, Problem, examine_case
-from .datalist import case_files
 from .files import image_suffix
 from .formats import drop_slice_axis
-from .layouts import DatasetDescription, read_dataset
+from .layouts import DatasetDescription, case_files, read_dataset
 
 __all__ = ["CaseReport", "DatasetReport", "Problem", "check_dataset", "examine_case", "problem_lines"]
-
-MAX_WORKERS = 8
 
 
 @dataclass
@@ -53,7 +50,7 @@ def check_dataset(dataset_dir: str | Path, workers: int | None = None, progress:
 
     Args:
         dataset_dir: a data set in the MSD layout or nnU-Net's.
-        workers: processes that read; 0 reads in this one; None takes one per core, up to 8.
+        workers: processes that read; 0 reads in this one; None takes default_workers().
         progress: whether to show a bar; None: on a terminal.
 
     Raises:
@@ -61,7 +58,7 @@ def check_dataset(dataset_dir: str | Path, workers: int | None = None, progress:
     """
     description = read_dataset(dataset_dir)
     arguments = [(case, description.labels, description.ignore_label) for case in description.cases]
-    workers = min(len(arguments), min(os.cpu_count() or 1, MAX_WORKERS) if workers is None else workers)
+    workers = min(len(arguments), default_workers() if workers is None else workers)
     reports: list[CaseReport | None] = [None] * len(arguments)
     bar = tqdm(
         total=len(arguments), desc="reading cases", unit="case", disable=None if progress is None else not progress

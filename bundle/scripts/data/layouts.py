@@ -13,7 +13,9 @@ from ..errors import UserError
 from .files import case_name, image_suffix, split_channel
 from .label_names import read_labels
 
-__all__ = ["DatasetDescription", "read_dataset"]
+__all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "read_dataset"]
+
+NUM_FOLDS = 5  # of a cross-validation, nnU-Net's
 
 Case = dict[str, Any]  # {"name": str, "image": path or [a path per channel], "label": path}
 
@@ -52,6 +54,12 @@ class DatasetDescription:
     def file(self) -> Path:
         """The dataset.json."""
         return self.folder / "dataset.json"
+
+
+def case_files(case: Mapping[str, Any]) -> list[str]:
+    """All files of a case: the image's, one or one per channel, then the label's if there is one."""
+    image = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+    return image + ([case["label"]] if "label" in case else [])
 
 
 def read_dataset(dataset_dir: str | Path) -> DatasetDescription:

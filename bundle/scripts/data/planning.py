@@ -22,6 +22,7 @@ from .image_settings import (
     choose_spacing,
     describe_orientation,
 )
+from .layouts import NUM_FOLDS
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
 from .plan import Plan, Row, Wishes, times
@@ -29,7 +30,6 @@ from .spacing import resampled_shapes
 
 __all__ = ["make_plan"]
 
-FOLDS = 5
 OVERLAP = 0.5
 CROP_KEEPS = 0.75  # a nonzero crop that keeps less is worth it
 VALIDATION_SHARE, MOST_EPOCHS_BETWEEN = 0.25, 10
@@ -141,7 +141,7 @@ def _validation(plan: Plan, shapes: np.ndarray) -> None:
     sizes = np.delete(shapes, plan.overlay["slice_axis"], axis=1) if plan.overlay["slice_axis"] is not None else shapes
     steps = np.ceil(np.maximum(sizes / patch - 1, 0) / (1 - OVERLAP)) + 1
     slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
-    windows = float(np.sum(steps.prod(axis=1) * slices)) / FOLDS
+    windows = float(np.sum(steps.prod(axis=1) * slices)) / NUM_FOLDS
     allowed = VALIDATION_SHARE * 3 * plan.overlay["iterations_per_epoch"] * plan.overlay["batch_size"]
     needed = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN)
     epochs = plan.overlay["epochs"]
@@ -152,8 +152,10 @@ def _validation(plan: Plan, shapes: np.ndarray) -> None:
 def _folds(plan: Plan, fingerprint: Mapping[str, Any], patients: Mapping[str, str]) -> None:
     groups = len({patients.get(case["name"], case["name"]) for case in fingerprint["per_case"]})
     who = "patients" if patients else "cases"
-    if groups < FOLDS:
+    if groups < NUM_FOLDS:
         plan.fold = "all"
-        plan.rows.append(Row("fold", "all", f"{groups} {who} are too few for {FOLDS} folds: none is held out"))
+        plan.rows.append(Row("fold", "all", f"{groups} {who} are too few for {NUM_FOLDS} folds: none is held out"))
     else:
-        plan.rows.append(Row("fold", "0", f"of {FOLDS} over {groups} {who}; train with --fold 0 to {FOLDS - 1}"))
+        plan.rows.append(
+            Row("fold", "0", f"of {NUM_FOLDS} over {groups} {who}; train with --fold 0 to {NUM_FOLDS - 1}")
+        )

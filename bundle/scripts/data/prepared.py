@@ -4,7 +4,7 @@
     cache_dir/SETTINGS/settings.json          what these cases were prepared with
     cache_dir/SETTINGS/NAME-CONTENT/image.npy       (channels, *spatial), float16
                                    /label.npy       (1, *spatial), class indices, int8 or int16
-                                   /foreground.npy  (1 + dims, voxels): class and position of labelled voxels
+                                   /foreground.npy  (1 + dims, voxels): class and position, foreground_locations
 
 SETTINGS and CONTENT are digests, so nothing is ever out of date. A case is written into a temporary folder that is
 renamed when it is complete: a killed process leaves no half-written case, and several may prepare at once.
@@ -26,15 +26,15 @@ import torch
 from monai.data import Dataset
 from monai.transforms import Compose, Transform
 
-from ..command_line import or_none
+from ..command_line import as_typed, or_none
 from .files import case_name, replacing
 from .formats import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
-FORMAT = 1  # counts up whenever the same files and settings would give other arrays
+FORMAT = 2  # counts up whenever the same files and settings would give other arrays
 LOCATIONS = 10_000  # labelled voxels that are remembered per class, as in nnU-Net
-FLOAT16_LIMIT = 256  # larger intensities would lose more than a tenth
+FLOAT16_RANGE = (2**-4, 256)  # of the largest intensity: above, a voxel may lose more than a tenth, below, its value
 
 Case = Mapping[str, Any]
 
@@ -46,8 +46,8 @@ class PreparedDataset(Dataset):
     what is used in free memory. Cases that are not there yet are prepared when they are first asked for.
 
     Images are kept as float16: half the disk and, what matters more, twice as many cases in the page cache, for a
-    relative error of at most 1/2000, far less than the noise of a scan. A case with normalised intensities above 256
-    is kept as float32.
+    relative error of at most 1/2000 (of voxels below a thousandth of the largest, a little more), far less than the
+    noise of a scan. A case whose largest normalised intensity is above 256 or below 1/16 is kept as float32.
 
     Args:
         data: [{"image": path or one per channel, "label": path}, …].
@@ -71,7 +71,7 @@ class PreparedDataset(Dataset):
         super().__init__(data, Compose(list(augment or [whole_case])))
         self.preprocessing = preprocessing
         self.slice_axis = or_none(slice_axis)
-        self.settings = {"format": FORMAT, **json.loads(json.dumps(settings))}
+        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(settings)))}
         self.cache_dir = Path(cache_dir)
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
@@ -159,14 +159,19 @@ def whole_case(case: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def foreground_locations(label: np.ndarray) -> np.ndarray:
-    """Class and position of up to 10,000 voxels of each class, (1 + dims, voxels) int32, sorted by class."""
+    """Class and position of up to 10,000 voxels of each class, (1 + dims, voxels) int32, sorted by class.
+
+    Where voxels are ignored, class 0 stands for all the others, whatever their class.
+    """
     flat = label.ravel()
     random = np.random.RandomState(1234)
     chosen, classes = [], []
     voxels = np.flatnonzero(flat > 0)
     values = flat[voxels]
-    for value in np.unique(values):
-        own = voxels[values == value]
+    groups = [(value, voxels[values == value]) for value in np.unique(values)]
+    if (flat < 0).any() and (flat >= 0).any():
+        groups.insert(0, (0, np.flatnonzero(flat >= 0)))
+    for value, own in groups:
         if len(own) > LOCATIONS:
             own = np.sort(own[random.randint(0, len(own), LOCATIONS)])
         chosen.append(own)
@@ -178,7 +183,8 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
 
 
 def _compact_image(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image, np.float16 if np.abs(image).max() <= FLOAT16_LIMIT else np.float32)
+    low, high = FLOAT16_RANGE
+    return np.ascontiguousarray(image, np.float16 if low <= np.abs(image).max() <= high else np.float32)
 
 
 def _compact_label(label: np.ndarray) -> np.ndarray:

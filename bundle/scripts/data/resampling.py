@@ -70,8 +70,12 @@ def with_meta(values: torch.Tensor, like: MetaTensor) -> MetaTensor:
 
 
 def thin_axis(spacing: Sequence[float]) -> int | None:
-    """The axis with the largest voxel size where that is over three times the smallest (thick slices), else None."""
-    return int(np.argmax(spacing)) if max(spacing) > ANISOTROPY * min(spacing) else None
+    """The axis with the largest voxel size where that is over three times the smallest (thick slices), else None.
+
+    None too where two axes share the largest (nnU-Net's rule: neither is special).
+    """
+    largest = np.isclose(spacing, max(spacing), rtol=1e-3)
+    return int(np.argmax(spacing)) if max(spacing) > ANISOTROPY * min(spacing) and largest.sum() == 1 else None
 
 
 def resampled_size(size: Sequence[int], spacing: Sequence[float], target: Sequence[float | None]) -> tuple[int, ...]:

@@ -24,12 +24,13 @@ class RandPatchd(Randomizable, Transform):
     """A random patch of image and label, sometimes turned and scaled.
 
     A third of the patches are centred on a random labelled voxel of a random class that the case holds, the others
-    lie anywhere (nnU-Net's rule). A turned or scaled patch is sampled straight from the larger region that it
-    covers, so that its corners hold image wherever there is any. What lies outside the volume is 0: background,
-    and the mean after z-scoring.
+    lie anywhere or, in a case with ignored voxels, around a random one of the rest (nnU-Net's rule). A turned or
+    scaled patch is sampled straight from the larger region that it covers, so that its corners hold image wherever
+    there is any. What lies outside the volume is 0: background, and the mean after z-scoring.
 
     Takes {"image": (channels, *spatial), "label": (1, *spatial), "foreground": (1 + dims, voxels)}, arrays or
-    memory maps ("foreground" as PreparedDataset writes it: class and position, sorted by class), and returns
+    memory maps ("foreground" as PreparedDataset writes it: class and position, sorted by class, 0 standing for any
+    voxel that is not ignored), and returns
     {"image": float32, "label": int16} as tensors of the patch's size. With ``slice_axis`` the case is a volume
     and the patch lies in one of its slices.
 
@@ -72,17 +73,19 @@ class RandPatchd(Randomizable, Transform):
     def _start(self, shape: Sequence[int], foreground: np.ndarray) -> list[int]:
         """Lowest corner; volumes smaller than the patch lie in its middle."""
         room = [n - size for n, size in zip(shape, self.volume_patch, strict=True)]
-        if foreground.shape[1] and self.R.random() < self.foreground_share:
-            low, high = self._random_class(foreground[0])
+        annotated = int(np.searchsorted(foreground[0], 0, side="right"))
+        labelled = foreground.shape[1] > annotated and self.R.random() < self.foreground_share
+        if labelled or annotated:
+            low, high = self._random_class(foreground[0], annotated) if labelled else (0, annotated)
             voxel = foreground[1:, self.R.randint(low, high)].tolist()
             wanted = [at - size // 2 for at, size in zip(voxel, self.volume_patch, strict=True)]
         else:
             wanted = [self.R.randint(0, space + 1) if space > 0 else 0 for space in room]
         return [min(max(at, 0), space) if space > 0 else space // 2 for at, space in zip(wanted, room, strict=True)]
 
-    def _random_class(self, classes: np.ndarray) -> tuple[int, int]:
-        """Where a random one of the classes in a sorted array begins and ends."""
-        bounds = [0]
+    def _random_class(self, classes: np.ndarray, first: int) -> tuple[int, int]:
+        """Where a random one of the classes in a sorted array, from ``first`` on, begins and ends."""
+        bounds = [first]
         while bounds[-1] < len(classes):
             bounds.append(int(np.searchsorted(classes, classes[bounds[-1]], side="right")))
         chosen = self.R.randint(len(bounds) - 1)

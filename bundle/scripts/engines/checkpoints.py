@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..command_line import as_flag
-from ..data.images import replacing
+from ..command_line import as_flag, as_typed
+from ..data.files import replacing
 from ..distributed import is_main_process
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 
-__all__ = ["SaveCheckpoints", "load_weights", "open_run", "read_weights", "restore_run"]
+__all__ = ["SaveCheckpoints", "check_scan_order", "load_weights", "open_run", "read_weights", "restore_run"]
 
 CHECKPOINT = "checkpoint.pt"
 FINAL = "model_final.pt"
@@ -65,11 +66,13 @@ class SaveCheckpoints:
 
     def _keep_best(self, trainer: Engine) -> None:
         metrics, best = self.evaluator.state.metrics, trainer.state.best_scores
-        if best is not None and not metrics["ema_pseudo_dice"] > best["ema_pseudo_dice"]:
+        score = metrics["ema_pseudo_dice"]
+        # As long as no class was there to be scored (NaN), the latest epoch counts as the best.
+        if best is not None and not (score > best["ema_pseudo_dice"] or math.isnan(best["ema_pseudo_dice"])):
             return
         trainer.state.best_scores = {
             "epoch": trainer.state.epoch,
-            "ema_pseudo_dice": metrics["ema_pseudo_dice"],
+            "ema_pseudo_dice": score,
             "dice": {name: metrics[f"dice_{name}"] for name in self.labels},
         }
         self._write("model.pt", self._weights())
@@ -80,7 +83,6 @@ class SaveCheckpoints:
             "optimizer": self.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else None,
             "epoch": trainer.state.epoch,
-            "iteration": trainer.state.iteration,
             "ema_pseudo_dice": self.evaluator.state.ema_pseudo_dice,
             "best_scores": trainer.state.best_scores,
         }
@@ -113,14 +115,14 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
     folder = Path(output_dir)
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
-    if checkpoint.exists() and not resume:
+    if not resume and (checkpoint.exists() or (folder / FINAL).exists()):
         raise UserError(
             f"{folder} already holds a run: continue it with --resume true, or start anew in another folder with "
             "--output_dir"
         )
     if resume and not checkpoint.exists():
         raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
-    settings = json.loads(json.dumps(settings))
+    settings = as_typed(json.loads(json.dumps(settings)))
     if resume:
         _check_settings(folder / SETTINGS, settings)
     _make_folder(folder, settings)
@@ -157,7 +159,7 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
             beside it says that they fit another scan order.
     """
     state = read_weights(path)
-    _check_scan_order(network, Path(path))
+    check_scan_order(network, path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -179,13 +181,19 @@ def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, to
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
-        raise UserError(f"{path} is not a file of PyTorch weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a file of PyTorch weights: {in_one_line(error)}") from error
     return state["network"] if isinstance(state, dict) and "network" in state else state
 
 
-def _check_scan_order(network: torch.nn.Module, path: Path) -> None:
-    """No weight's shape tells of the order in which the voxels were read; without a settings.json nothing does."""
-    settings = path.parent / SETTINGS
+def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
+    """Refuse weights that were trained with another scan order than the network's, as their settings.json tells.
+
+    No weight's shape tells of the order in which the voxels were read; without a settings.json nothing does.
+
+    Raises:
+        UserError: the orders differ.
+    """
+    settings = Path(path).parent / SETTINGS
     trained = json.loads(settings.read_text()).get("scan_order") if settings.is_file() else None
     own = getattr(network, "scan_order", trained)
     if trained is not None and own != trained:
@@ -215,7 +223,7 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    old = json.loads(path.read_text()) if path.is_file() else settings
+    old = as_typed(json.loads(path.read_text())) if path.is_file() else settings
     # A run of an older version may not have noted everything.
     changed = [
         f"{key} was {old[key]}, now {settings[key]}" for key in settings if old.get(key, settings[key]) != settings[key]

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 
 from ..command_line import as_flag
 from ..distributed import world_size
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 
 __all__ = ["RecordCudaGraph"]
 
@@ -61,8 +61,7 @@ class RecordCudaGraph:
                 torch.cuda.make_graphed_callables(network, (sample,), allow_unused_input=True)
         except RuntimeError as error:
             raise UserError(
-                f"cuda_graph: the network cannot be recorded ({str(error).splitlines()[0]}): "
-                "train with --cuda_graph false"
+                f"cuda_graph: the network cannot be recorded ({in_one_line(error)}): train with --cuda_graph false"
             ) from error
         network.register_forward_pre_hook(self._check_shape)
         logger.info("Recorded the training pass for batches of %s as a CUDA graph", "x".join(map(str, self.shape)))

@@ -99,10 +99,17 @@ class ValidationScores:
         for name, value in zip(self.names, per_class.tolist(), strict=True):
             metrics[f"dice_{name}"] = value
         pseudo_dice = float(torch.as_tensor(metrics["pseudo_dice"], dtype=torch.float32).nanmean())
-        previous = engine.state.ema_pseudo_dice
-        ema = pseudo_dice if previous is None else EMA_MOMENTUM * previous + (1 - EMA_MOMENTUM) * pseudo_dice
-        metrics["pseudo_dice"], metrics["ema_pseudo_dice"] = pseudo_dice, ema
-        engine.state.ema_pseudo_dice = ema
+        average = _moving_average(engine.state.ema_pseudo_dice, pseudo_dice)
+        metrics["pseudo_dice"] = pseudo_dice
+        metrics["ema_pseudo_dice"] = math.nan if average is None else average
+        engine.state.ema_pseudo_dice = average
+
+
+def _moving_average(previous: float | None, value: float) -> float | None:
+    """nnU-Net's; an undefined value (no class held out and none predicted) leaves it as it was."""
+    if math.isnan(value):
+        return previous
+    return value if previous is None else EMA_MOMENTUM * previous + (1 - EMA_MOMENTUM) * value
 
 
 class EpochLog:
@@ -111,6 +118,9 @@ class EpochLog:
 
     Comes after the ValidationHandler, whose scores it reads, and before SaveCheckpoints: so a run that is killed
     between the two repeats an epoch, whose line is then replaced, and never lacks one.
+
+    Of several processes the main one writes, and the loss is that of its own patches. Dice in the log leaves out a
+    case without the class; evaluation gives it 0 where the class was predicted.
 
     A line of log.jsonl: {"epoch", "loss", "lr", "seconds" (with validation), "samples_per_second" (of training, all
     processes together), "data_seconds" (time that training waited for data)} and, for an epoch with a validation,
@@ -165,7 +175,9 @@ class EpochLog:
         record["seconds"] = time.perf_counter() - self.start
         record["samples_per_second"] = self.samples / (self.trained - self.start)
         record["data_seconds"] = self.waited
-        earlier = self._write(record) if is_main_process() else []
+        if not is_main_process():
+            return
+        earlier = self._write(record)
         logger.info(_epoch_line(record, engine.state.max_epochs))
         _warn_of_a_jump(record["loss"], [line["loss"] for line in earlier if line["loss"] is not None])
 
@@ -179,6 +191,8 @@ class EpochLog:
         return earlier
 
     def _log_summary(self, engine: Engine) -> None:
+        if not is_main_process():
+            return
         best = getattr(engine.state, "best_scores", None)
         lines = [f"finished {engine.state.epoch} epochs, {engine.state.iteration} iterations"]
         if best:
@@ -201,7 +215,9 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 def _warn_of_a_jump(loss: float, earlier: Sequence[float]) -> None:
     """``earlier``: the losses of all epochs before, those before a resume included."""
     lowest = min(earlier, default=math.inf)
-    if loss_rise(loss, lowest) > JUMP:
+    if not math.isfinite(loss):
+        logger.warning("the loss is not a number: stop, and train anew with a lower --learning_rate or --amp false")
+    elif loss_rise(loss, lowest) > JUMP:
         logger.warning(
             f"the loss jumped to {loss:.3g}, it was down to {lowest:.3g}: if it stays up, train anew with a lower "
             "--learning_rate"

@@ -16,11 +16,19 @@ from monai.transforms import MapTransform
 from tqdm import tqdm
 
 from ..command_line import as_flag
-from ..data.datalist import case_files
-from ..data.files import ITK_SUFFIXES, NIFTI_SUFFIXES, image_suffix, list_images, prediction_suffix, split_channel
-from ..data.images import case_name, first_file, save_label_map, save_probabilities
+from ..data.files import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    case_name,
+    image_suffix,
+    list_images,
+    prediction_suffix,
+    split_channel,
+)
+from ..data.images import first_file, save_label_map, save_probabilities
+from ..data.layouts import case_files
 from ..distributed import is_main_process, shard
-from ..errors import UserError, find_user_error
+from ..errors import UserError, find_user_error, in_one_line
 
 __all__ = ["BrokenCase", "CaseDataset", "SavePredictiond", "collate", "input_cases", "predict"]
 
@@ -54,6 +62,7 @@ def input_cases(
         raise UserError("give the image or the folder of images to predict with --input_dir")
     cases, folder = group_channels(list_images(input_dir), in_channels), Path(output_dir)
     _check_names(cases, folder)
+    cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
     if as_flag(skip_existing, "skip_existing"):
         logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
@@ -64,7 +73,7 @@ def input_cases(
             "--skip_existing true, --overwrite true, or another --output_dir"
         )
     _make_folder(folder)
-    return shard(cases)
+    return cases
 
 
 def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, Any]]:
@@ -149,7 +158,7 @@ def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase |
     except Exception as error:  # out of memory, a full disk: the next case may still work
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        reason = find_user_error(error) or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = find_user_error(error) or in_one_line(error)
         return BrokenCase(file=file, error=str(reason))
     return None
 

@@ -9,7 +9,7 @@ import torch
 
 from ..command_line import as_flag, or_none
 from ..errors import UserError
-from .checkpoints import read_weights
+from .checkpoints import check_scan_order, read_weights
 
 __all__ = ["start_from"]
 
@@ -28,7 +28,7 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
         resume: whether the run only goes on; its own checkpoint then has the weights.
 
     Raises:
-        UserError: the file is missing, is none of weights, or does not fit.
+        UserError: the file is missing, is none of weights, does not fit, or belongs to another scan order.
     """
     pretrained = or_none(pretrained)
     if pretrained is None or as_flag(resume, "resume"):
@@ -42,5 +42,6 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
             f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({shown}): check in_channels, "
             "init_filters, strides and stem"
         )
+    check_scan_order(network, pretrained)
     network.load_state_dict({key: own[key] if key in misfits else weights[key] for key in own})
     logger.info("starting from the weights %s%s", pretrained, ", with a new head" if misfits else "")

@@ -19,8 +19,7 @@ LOG = "log.jsonl"
 def read_log(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The epochs of a run in order, and what is wrong with its log, if anything.
 
-    An epoch that stands there twice, as a resumed run writes it, counts as it was written last. A line that is no
-    JSON, such as the last one of a run that was killed, is left out.
+    An epoch that stands there twice counts as it was written last. A line that is no JSON is left out.
     """
     path = run_dir / LOG
     try:
