@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +128,20 @@ def test_naive_and_chunked_backends_agree(reference: dict[str, torch.Tensor]) ->
     assert relative_error(*outputs) < 1e-12
 
 
+@pytest.mark.parametrize("numpy_version", [1, 2])
 def test_takes_a_whole_nnunet_checkpoint_of_a_wrapped_network(
-    reference: dict[str, torch.Tensor], tmp_path: Path
+    reference: dict[str, torch.Tensor], tmp_path: Path, numpy_version: int
 ) -> None:
     weights = {f"module.{name}": value for name, value in reference_state(reference).items()}
     logging = {"mean_fg_dice": [np.float64(0.5)], "train_losses": [np.float32(1)]}
     checkpoint = {"network_weights": weights, "logging": logging, "_best_ema": np.float64(0.5), "current_epoch": 1}
     torch.save(checkpoint | {"trainer_name": "nnUNetTrainerLightMUNet"}, tmp_path / "checkpoint_best.pth")
+    if numpy_version == 1:  # which nearly all of the authors' users had
+        with zipfile.ZipFile(tmp_path / "checkpoint_best.pth") as new:
+            files = {name: new.read(name) for name in new.namelist()}
+        with zipfile.ZipFile(tmp_path / "checkpoint_best.pth", "w") as old:
+            for name, content in files.items():
+                old.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     expected = build(reference)
     net = LightMUNet(expected.spatial_dims, expected.in_channels, reference["output"].shape[1], 8)
     net.load_reference_state_dict(read_reference_checkpoint(tmp_path / "checkpoint_best.pth"))
@@ -253,3 +261,16 @@ def test_step_sizes_start_between_their_bounds() -> None:
         if name.endswith("mamba"):
             dt = torch.nn.functional.softplus(module.dt_proj.bias)
             assert dt.min() >= 1e-3 * 0.99 and dt.max() <= 1e-1 * 1.01
+
+
+def test_spread_biases_are_for_group_norm() -> None:
+    with pytest.raises(ValueError, match="norm_bias is for GroupNorm"):
+        LightMUNet(2, 1, 2, 8, norm="BATCH", norm_bias=1.0)
+    with pytest.raises(ValueError, match="norm_bias must be 0 or more, not -1"):
+        LightMUNet(2, 1, 2, 8, norm_bias=-1)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 16, 16), (1, 1, 0, 16)])
+def test_nothing_is_no_image(shape: tuple[int, ...]) -> None:
+    with torch.no_grad(), pytest.raises(ValueError, match="at least one image of at least one voxel"):
+        LightMUNet(2, 1, 2, 8)(torch.zeros(shape))

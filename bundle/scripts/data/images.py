@@ -12,9 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..errors import UserError
-from .files import (
-    replacing,
-)
+from .files import replacing
 from .formats import RawImage, channel_conflicts, drop_slice_axis, read_raw
 from .geometry import affine_problem, grid_conflict
 from .writing import copy_tiff_spacing, write_like

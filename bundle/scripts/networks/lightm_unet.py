@@ -48,7 +48,7 @@ class LightMUNet(nn.Module):
             "raster". It changes no parameter's shape, so weights load, but only fit the order they were trained with.
         stem: the first convolution, "separable" (the paper: of one image channel it makes one filter's output in F
             intensities) or "full" (F filters over all image channels).
-        norm_bias: the biases of the normalisations start uniformly between minus and plus this; 0 is the paper's.
+        norm_bias: the biases of the GroupNorms start uniformly between minus and plus this; 0 is the paper's.
             The LayerNorms take the length of a voxel's feature vector away, so that with one image channel and equal
             thresholds in all channels hardly more than the sign of the intensity reaches the first scans. Different
             thresholds turn intensities into directions from the start.
@@ -160,6 +160,8 @@ class LightMUNet(nn.Module):
             )
         if x.shape[1] != self.in_channels:
             raise ValueError(f"LightMUNet takes {self.in_channels} input channel(s), but got {x.shape[1]}")
+        if 0 in x.shape:
+            raise ValueError(f"LightMUNet takes at least one image of at least one voxel, but got {tuple(x.shape)}")
         if any(size % multiple for size, multiple in zip(x.shape[2:], self.size_multiples, strict=True)):
             multiples = sorted(set(self.size_multiples))
             expected = multiples[0] if len(multiples) == 1 else self.size_multiples
@@ -290,9 +292,13 @@ def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> 
 
 
 def _spread_biases(network: nn.Module, bound: float) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.GroupNorm):
-            nn.init.uniform_(module.bias, -bound, bound)
+    if bound < 0:
+        raise ValueError(f"norm_bias must be 0 or more, not {bound}")
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    if not norms:
+        raise ValueError("norm_bias is for GroupNorm: leave norm as it is, or set norm_bias to 0")
+    for norm in norms:
+        nn.init.uniform_(norm.bias, -bound, bound)
 
 
 def _check_strides(

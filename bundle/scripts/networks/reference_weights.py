@@ -26,10 +26,12 @@ _RENAMES = {
 def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a file of the authors' weights, also a whole nnU-Net checkpoint, without running code from it.
 
-    nnU-Net logs its scores as numpy scalars, which plain ``torch.load(weights_only=True)`` refuses.
+    nnU-Net logs its scores as numpy scalars, which plain ``torch.load(weights_only=True)`` refuses. numpy 1 and 2
+    call the function that makes them by different names.
     """
-    scalars = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-    with torch.serialization.safe_globals(scalars):
+    scalar = np._core.multiarray.scalar
+    scalars = [scalar, (scalar, "numpy.core.multiarray.scalar")]
+    with torch.serialization.safe_globals([*scalars, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,12 @@ from ..ops.selective_scan.chunked import LOG2_E
 if TYPE_CHECKING:
     from .vss import VSSLayer
 
-__all__ = ["can_stream", "stream_vss_layer"]
+__all__ = ["can_stream", "should_stream", "stream_vss_layer"]
 
 # Floats of the widest tensor of a tile, (tokens, 2 * inner width): about what a core's own cache holds.
 TILE_FLOATS = 2**18
 SHORTEST_TILE, LONGEST_TILE = 128, 4096  # tokens
+FEWEST_TILES = 4  # of an image of many: shorter ones go side by side through the plain layer, which then is faster
 # Without Numba: elements (tokens x states x channels) of a tile, and of one step of all its chunks. Each call
 # then takes much longer than Python needs to make it, and Python makes one call at a time for all threads.
 TORCH_TILE_ELEMENTS, TORCH_STEP_ELEMENTS = 2**20, 2**14
@@ -52,6 +53,13 @@ def can_stream(x: Tensor) -> bool:
     )
 
 
+def should_stream(layer: VSSLayer, x: Tensor) -> bool:
+    """Whether `stream_vss_layer` takes x and is the way to go: one image, or long ones, and no hooks to be called."""
+    if not can_stream(x) or any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules() if m is not layer):
+        return False
+    return x.shape[0] == 1 or x[0, 0].numel() >= FEWEST_TILES * _default_tile(layer)
+
+
 def stream_vss_layer(layer: VSSLayer, x: Tensor, tile: int | None = None) -> Tensor:
     """What `layer(x)` computes, equal but for rounding.
 
@@ -67,16 +75,17 @@ def stream_vss_layer(layer: VSSLayer, x: Tensor, tile: int | None = None) -> Ten
     batch, length, _ = tokens.shape
     out = x.new_empty(batch, *x.shape[2:], layer.proj.out_features)
     weights = _Weights(layer)
-    tile = _default_tile(weights) if tile is None else tile
+    tile = _default_tile(layer) if tile is None else tile
     for image, image_out in zip(tokens, out.view(batch, length, -1)):
         _Stream(weights, image, image_out, tile).run()
     return out.movedim(-1, 1)  # not unflatten: that gives a batch of one strides which hide channels_last
 
 
-def _default_tile(weights: _Weights) -> int:
-    if weights.backend != "numba":
-        return max(1, TORCH_TILE_ELEMENTS // weights.A.numel())
-    return min(max(TILE_FLOATS // (2 * len(weights.A)), SHORTEST_TILE), LONGEST_TILE)
+def _default_tile(layer: VSSLayer) -> int:
+    A = layer.mamba.A_log
+    if choose_backend("cpu", layer.mamba.backend) != "numba":
+        return max(1, TORCH_TILE_ELEMENTS // A.numel())
+    return min(max(TILE_FLOATS // (2 * len(A)), SHORTEST_TILE), LONGEST_TILE)
 
 
 class _Weights:
@@ -109,15 +118,15 @@ class _Stream:
             self._work()
             return
         pool = _pool(os.getpid(), torch.get_num_threads())
-        for future in [pool.submit(self._guarded) for _ in range(self.threads)]:
-            future.result()
+        wait([pool.submit(self._guarded) for _ in range(self.threads)])
+        if self.order.failure is not None:
+            raise self.order.failure
 
     def _guarded(self) -> None:
         try:
             self._work()
-        except BaseException:
-            self.order.stop()
-            raise
+        except BaseException as error:  # raised again by run()
+            self.order.stop(error)
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -146,12 +155,12 @@ class _Order:
 
     def __init__(self, groups: int) -> None:
         self.done = [0] * groups
-        self.stopped = False
+        self.failure: BaseException | None = None  # the first tile's that failed
         self.changed = threading.Condition()
 
-    def stop(self) -> None:
+    def stop(self, failure: BaseException) -> None:
         with self.changed:
-            self.stopped = True
+            self.failure = self.failure or failure
             self.changed.notify_all()
 
     def turn(self, tile: int, group: int) -> _Turn:
@@ -164,8 +173,8 @@ class _Turn:
 
     def __enter__(self) -> None:
         with self.order.changed:
-            self.order.changed.wait_for(lambda: self.order.stopped or self.order.done[self.group] == self.tile)
-        if self.order.stopped:
+            self.order.changed.wait_for(lambda: self.order.failure or self.order.done[self.group] == self.tile)
+        if self.order.failure:
             raise RuntimeError("another tile of this image failed")
 
     def __exit__(self, *error: object) -> None:

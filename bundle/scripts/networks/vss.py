@@ -12,7 +12,7 @@ from ..ops.selective_scan import numba_conv, selective_scan
 from .channels_last import to_channels_last
 from .fused_vss import can_fuse, fused_vss_layer
 from .scan_order import RASTER, ScanPath
-from .streaming import can_stream, stream_vss_layer
+from .streaming import should_stream, stream_vss_layer
 
 __all__ = ["Mamba", "VSSLayer"]
 
@@ -116,7 +116,7 @@ class VSSLayer(nn.Module):
         if can_fuse(x, self.mamba.backend):
             tokens = fused_vss_layer(self, x.flatten(2).transpose(1, 2))
             return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
-        if can_stream(x):
+        if should_stream(self, x):
             return stream_vss_layer(self, x)
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.mamba(self.norm(tokens)) + self.skip_scale * tokens

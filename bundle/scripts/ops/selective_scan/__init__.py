@@ -138,6 +138,8 @@ def _check(
         raise ValueError(f"A: expected shape (channels, state), got {tuple(A.shape)}")
     batch, length, channels = u.shape
     state = A.shape[1]
+    if state == 0:
+        raise ValueError(f"A: expected at least one state a channel, got shape {tuple(A.shape)}")
     if 0 in u.shape:
         raise ValueError(f"u: expected a length of at least 1, and a batch and channels, got shape {tuple(u.shape)}")
     if not u.is_floating_point():
@@ -163,6 +165,6 @@ def _check(
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off, if it is on at all: an unneeded context would only clutter exported graphs."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

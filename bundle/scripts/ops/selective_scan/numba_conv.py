@@ -44,7 +44,7 @@ class _CausalConvSiLU(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         flat, strides = numba_cpu.flat(x, x.dtype)
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = torch.empty(x.shape, dtype=x.dtype, device="cpu")
         arguments = (flat, strides, *_constants(weight, bias), TILE, y.numpy())
         numba_cpu.share_out(_tasks(x), lambda first, last: kernels().convolve_range(*arguments, first, last))
         return y
@@ -54,8 +54,8 @@ class _CausalConvSiLU(torch.autograd.Function):
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias = ctx.saved_tensors
         flats = (*numba_cpu.flat(x, x.dtype), *numba_cpu.flat(dy, x.dtype))
-        dx = torch.empty(x.shape, dtype=x.dtype)
-        sums = torch.empty(_tasks(x), weight.shape[1] + 1, weight.shape[0], dtype=x.dtype)
+        dx = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+        sums = torch.empty(_tasks(x), weight.shape[1] + 1, weight.shape[0], dtype=x.dtype, device="cpu")
         arguments = (*flats, *_constants(weight, bias), TILE, dx.numpy(), sums.numpy())
         numba_cpu.share_out(_tasks(x), lambda first, last: kernels().gradients_range(*arguments, first, last))
         total = sums.sum(0, dtype=torch.float64).to(weight.dtype)

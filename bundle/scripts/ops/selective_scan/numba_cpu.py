@@ -41,13 +41,13 @@ def unavailable(device: torch.device) -> str | None:
 
 @lru_cache(maxsize=1)
 def _why_not_numba() -> str | None:
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed: pip install numba"
     try:
-        import numba  # noqa: F401
+        if importlib.util.find_spec("numba") is None:
+            return "numba is not installed: pip install numba"
+        import numba
     except Exception as error:  # such as a numpy that is too new for it
         return f"numba cannot be imported: {error}"
-    return None
+    return "NUMBA_DISABLE_JIT keeps numba from compiling: unset it" if numba.config.DISABLE_JIT else None
 
 
 def kernels() -> ModuleType:
@@ -122,7 +122,7 @@ class Prepared(NamedTuple):
     dtype: torch.dtype
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype)
+        return torch.empty(shape, dtype=self.dtype, device="cpu")
 
 
 def _prepare(
@@ -139,7 +139,7 @@ def _prepare(
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     flats, strides = zip(*(flat(t, dtype) for t in (u, delta, B, C, u if z is None else z)))
     batch, length, channels = u.shape
-    zero = torch.zeros(channels, dtype=dtype)
+    zero = torch.zeros(channels, dtype=dtype, device="cpu")
     D, delta_bias = (zero if t is None else t.detach().to(dtype) for t in (D, delta_bias))
     # exp2 lets the ordinary NaN through, not those with other bits set.
     A = torch.where(A.isnan(), math.nan, A.detach().to(dtype)) * LOG2_E
@@ -219,14 +219,14 @@ def _backward(
     dy = inputs.empty(1, 1, 1).zero_().expand(inputs.shape).contiguous() if dy is None else dy
     flat_dy, dy_strides = flat(dy, inputs.dtype)
     if dlast_state is None:
-        q = torch.zeros(batch, blocks, states, lanes, dtype=inputs.dtype)
+        q = torch.zeros(batch, blocks, states, lanes, dtype=inputs.dtype, device="cpu")
     else:
         q = into_blocks(dlast_state.to(inputs.dtype))
     du, ddelta = inputs.empty(*inputs.shape), inputs.empty(*inputs.shape)
     dz = inputs.empty(batch, length if inputs.gated else 0, channels)
     dB, dC = (inputs.empty(blocks, batch, length, states) for _ in range(2))
-    dA = torch.zeros(batch, blocks, states, lanes, dtype=torch.float64)
-    dD, dbias = (torch.zeros(batch, blocks, lanes, dtype=torch.float64) for _ in range(2))
+    dA = torch.zeros(batch, blocks, states, lanes, dtype=torch.float64, device="cpu")
+    dD, dbias = (torch.zeros(batch, blocks, lanes, dtype=torch.float64, device="cpu") for _ in range(2))
     arguments = (
         *inputs.flat,
         flat_dy,
@@ -246,7 +246,8 @@ def share_out(tasks: int, run: Callable[[int, int], None]) -> None:
     if threads == 1:
         run(0, tasks)
         return
-    others = [_pool(os.getpid(), threads - 1).submit(run, *share) for share in pairwise(bounds[1:])]
+    pool = _pool(os.getpid(), torch.get_num_threads() - 1)  # one for all layers, however many tasks they have
+    others = [pool.submit(run, *share) for share in pairwise(bounds[1:])]
     run(bounds[0], bounds[1])
     for future in others:
         future.result()
