@@ -229,6 +229,29 @@ def finished(folder: Path, number: int, scores: dict[str, float | None], ending:
     return fold
 
 
+def test_an_evaluation_of_other_cases_does_not_count(tmp_path: Path) -> None:
+    fold = finished(tmp_path, 0, {"a": 0.5, "b": 0.7})
+    assert fold.evaluated
+    (fold.folder / "cases.json").write_text(json.dumps({"training": ["c"], "validation": ["a", "b"]}))
+    assert fold.evaluated
+    (fold.folder / "cases.json").write_text(json.dumps({"training": [], "validation": ["a", "b", "c"]}))
+    assert not fold.evaluated, "as after an evaluation with --limit_cases"
+
+
+def test_a_fold_that_was_trained_otherwise_is_refused(tmp_path: Path, split_file: Path) -> None:
+    files, folder = [str(TRAIN)], tmp_path / "fold_0"
+    fold = Settings(files, ["--output_dir", str(tmp_path), "--splits", str(split_file)]).fold(0)
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps({"init_filters": 8, "slice_axis": None}))
+    options = ["--output_dir", str(tmp_path), "--slice_axis", "null", "--init_filters"]
+    Settings(files, [*options, "8"]).check(fold)
+    with pytest.raises(UserError, match="was trained with init_filters 8: give that again"):
+        Settings(files, [*options, "16"]).check(fold)
+    (folder / "cases.json").write_text(json.dumps({"training": [], "validation": ["another"]}))
+    with pytest.raises(UserError, match="was trained with another --splits"):
+        Settings(files, ["--output_dir", str(tmp_path), "--splits", str(split_file)]).check(fold)
+
+
 def test_gathering_counts_undefined_scores_and_starts_anew(tmp_path: Path) -> None:
     folds = [finished(tmp_path, 0, {"b": 0.5, "d": None}), finished(tmp_path, 1, {"a": 0.7}, ".tif")]
     (folds[1].evaluation / "predictions/a.json").write_text('{"spacing": [1, 1, 1]}')  # a TIFF stack's voxel size

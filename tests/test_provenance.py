@@ -62,12 +62,13 @@ def test_a_resumed_run_holds_out_the_same_cases(tmp_path: Path) -> None:
     assert read_training_cases(tmp_path / "model.pt") == (0, ["a", "b"])
 
 
-def test_an_ensemble_has_seen_what_each_has_seen(tmp_path: Path) -> None:
+def test_an_ensemble_has_seen_what_each_has_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for fold, names in ((0, ["a"]), (1, ["b"])):
         write_training_cases(tmp_path / f"fold_{fold}", fold, named(*names), [])
     paths = [str(tmp_path / f"fold_{fold}/model.pt") for fold in (0, 1)]
     assert read_training_cases(f"[{paths[0]},{paths[1]}]") == (None, ["a", "b"])
     record_predictions(tmp_path / "new", paths, [{"image": "b.png"}])
+    assert "was trained on 1 of these 1 cases (b)" in caplog.text
     with pytest.raises(UserError, match="trained on 1 of the 1 cases"):
         check_held_out(tmp_path / "new", ["b"])
 

@@ -16,19 +16,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
 
-from .command_line import as_config_files, option_values, or_none
+from .command_line import as_config_files, as_typed, option_values, or_none
 from .data.datalist import read_splits
-from .data.files import replacing
+from .data.files import case_name, replacing
 from .data.layouts import NUM_FOLDS
 from .errors import UserError, show_user_errors_plainly
 from .metrics import format_summary, summarize, write_csv, write_json
-from .provenance import PREDICTIONS, read_provenance, write_provenance
+from .provenance import CASES, read_provenance, write_provenance
 from .reporting.curves import read_log
 
 __all__ = ["Fold", "gather", "main"]
@@ -71,9 +71,20 @@ class Fold(NamedTuple):
 
     @property
     def evaluated(self) -> bool:
-        """Whether the scores are there and newer than the weights that they belong to."""
+        """Whether the scores of all held-out cases are there and newer than the weights that they belong to."""
         scores, weights = self.evaluation / "metrics.json", self.folder / "model.pt"
-        return scores.is_file() and weights.is_file() and scores.stat().st_mtime >= weights.stat().st_mtime
+        newer = scores.is_file() and weights.is_file() and scores.stat().st_mtime >= weights.stat().st_mtime
+        return newer and (self.held_out is None or self.held_out == {row["case"] for row in self.scores()})
+
+    @property
+    def held_out(self) -> set[str] | None:
+        """The cases that the training held out, None where it left no word of them."""
+        file = self.folder / CASES
+        return set(json.loads(file.read_text(encoding="utf-8"))["validation"]) if file.is_file() else None
+
+    def scores(self) -> list[dict[str, Any]]:
+        """A row a case and class, as evaluation wrote them."""
+        return json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))["per_case"]
 
 
 class Settings:
@@ -95,6 +106,7 @@ class Settings:
             parser.update({"fold": 0})
             self.root = str(Path(parser.get_parsed_content("output_dir")).parent)
         self.splits = or_none(parser.get_parsed_content("splits"))
+        self.given = as_typed(own)
         self.epochs = parser.get_parsed_content("epochs")
         if not isinstance(self.epochs, int):
             raise UserError(f"epochs must be a whole number, not {self.epochs!r}")
@@ -105,6 +117,24 @@ class Settings:
     def count(self) -> int:
         """Number of folds: the split file's, else nnU-Net's five."""
         return len(read_splits(self.splits)) if self.splits else NUM_FOLDS
+
+    def check(self, fold: Fold) -> None:
+        """Refuse a fold that was trained with other settings than the command line's, or on other cases.
+
+        Raises:
+            UserError: names what differs.
+        """
+        file = fold.folder / "settings.json"
+        trained = as_typed(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        single = {key: value for key, value in trained.items() if not isinstance(value, (dict, list))}
+        changed = [f"{key} {value}" for key, value in single.items() if self.given.get(key, value) != value]
+        if self.splits and fold.held_out not in (None, {*read_splits(self.splits)[fold.number]["val"]}):
+            changed.append("another --splits")
+        if changed:
+            raise UserError(
+                f"fold {fold.number} in {fold.folder} was trained with {', '.join(changed)}: give that again, or "
+                "another --output_dir"
+            )
 
     def training(self, fold: Fold) -> list[str]:
         """The command that trains a fold or finishes its training; it knows no ids that only evaluation has."""
@@ -132,8 +162,9 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     """Train a fold, or go on with its training, and evaluate it, unless that is done.
 
     Raises:
-        UserError: a run ended with an error, which it has printed; or a fold cannot train on.
+        UserError: a run ended with an error, which it has printed; a fold cannot train on, or was trained otherwise.
     """
+    settings.check(fold)
     if fold.trained:
         print(f"fold {fold.number}: trained already ({fold.folder})", flush=True)
     else:
@@ -159,8 +190,7 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
         raise UserError(f"fold(s) {', '.join(missing)} are not finished: run them with --fold, then this command again")
     rows = []
     for fold in folds:
-        content = json.loads((fold.evaluation / "metrics.json").read_text(encoding="utf-8"))
-        rows += [{**_with_nan(row), "fold": fold.number} for row in content["per_case"]]
+        rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
     predictions = output_dir / "predictions"
     try:
@@ -170,7 +200,7 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
     for fold in folds:
-        _copy_predictions(fold.evaluation / "predictions", predictions)
+        _copy_predictions(fold.evaluation / "predictions", predictions, {row["case"] for row in fold.scores()})
     rows.sort(key=lambda row: row["case"])  # its classes stay in the task's order
     summary, cases = summarize(rows), len({row["case"] for row in rows})
     write_csv(output_dir / "metrics.csv", rows)
@@ -238,9 +268,10 @@ def _run(command: Sequence[str], fold: Fold) -> None:
         )
 
 
-def _copy_predictions(source: Path, target: Path) -> None:
+def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None:
+    """Of an earlier evaluation, of other cases, predictions may be left."""
     for file in sorted(source.iterdir()):
-        if file.name != PREDICTIONS:
+        if case_name(file) in cases:
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
     write_provenance(target, *(read_provenance(source) or []))

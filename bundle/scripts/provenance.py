@@ -16,6 +16,7 @@ folds holds several.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ __all__ = [
 
 CASES = "cases.json"
 PREDICTIONS = "predictions.json"
+logger = logging.getLogger("lightm_unet")
 
 Case = Mapping[str, Any]
 
@@ -108,7 +110,8 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
 
 
 def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], cases: Iterable[Case]) -> None:
-    """Write predictions.json for cases that are about to be predicted with a checkpoint (or several).
+    """Write predictions.json for cases that are about to be predicted with a checkpoint (or several), and say so where it
+    was trained on some of them.
 
     Call it before predicting: a case that then fails has no file, and its name does no harm. Of several processes
     each hands in its own cases.
@@ -119,6 +122,10 @@ def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], 
     """
     names = [case.get("name") or case_name(first_file(case["image"])) for case in cases]
     fold, trained_on = read_training_cases(checkpoint)
+    seen = sorted({*names} & {*(trained_on or ())})
+    if seen:
+        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        logger.warning(f"{checkpoint} was trained on {len(seen)} of these {len(names)} cases ({shown})")
     paths = checkpoint_paths(checkpoint)
     write_provenance(output_dir, Run(paths if len(paths) > 1 else paths[0], fold, trained_on, names))
 

@@ -103,6 +103,15 @@ def test_pictures_keep_rows_and_columns(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pixels)
 
 
+def test_stored_numbers_are_scaled(tmp_path: Path) -> None:
+    """As CT scanners write them: small integers, a slope and an intercept."""
+    stored = RNG.integers(-100, 100, (6, 7, 8)).astype(np.int16)
+    image = nib.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(0.5, -10)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert np.allclose(load_image(tmp_path / "a.nii.gz", 3)[0], np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj))
+
+
 def test_nifti_keeps_geometry(tmp_path: Path) -> None:
     angle = 0.3
     rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])

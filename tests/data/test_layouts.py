@@ -107,6 +107,7 @@ def test_names_that_configs_would_misread(name: str) -> None:
     ("labels", "message"),
     [
         ({"a": 1, "b": 1}, "the value 1 to a and b"),
+        ({"a": 1, "ignore": 1}, '"ignore" has the value 1, which is that of a label too'),
         ({"1": "a", "2": "a"}, "one name to two values"),
         ({"a": -1}, '"a" must have an integer'),
         ({"a": 1.5}, '"a" must have an integer'),

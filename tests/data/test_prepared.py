@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from generators import write_image
 from monai.transforms import Compose
 
 from scripts.data import preparation
@@ -168,6 +169,12 @@ def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
     assert estimate == pytest.approx(written, rel=0.05)
     assert read_header(cases[0]["image"]) == ([12, 14, 9], [1.0, 1.0, 2.0], 1)
     assert read_header(tmp_path / "none.nii") is None
+
+
+def test_the_estimate_of_a_volume_of_one_slice(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.nii.gz", np.zeros((1, 10, 1, 20), np.uint8), np.diag([1, 5, 2, 1]))
+    dataset = dataset_of([{"image": str(image), "label": str(image)}], tmp_path / "cache")
+    assert preparation._estimate(dataset, 0, [1, 1]) == 10 * 40 * 3
 
 
 def test_a_folder_that_cannot_be_written(cases: list) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from scripts.engines.checkpoints import SaveCheckpoints, load_weights, open_run
+from scripts.engines.checkpoints import SaveCheckpoints, check_preparation, load_weights, open_run
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
@@ -71,3 +71,20 @@ def test_the_best_epoch_after_undefined_scores(tmp_path: Path) -> None:
         saver._keep_best(trainer)
         kept.append(torch.load(tmp_path / "model.pt", weights_only=True)["bias"].item())
     assert kept == [1, 2, 3, 3, 5]
+
+
+def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_preparation(tmp_path / "model.pt", {"spacing": [1, 1]})  # nothing says how theirs were
+    (tmp_path / "settings.json").write_text(json.dumps({"spacing": [1, 1], "crop_nonzero": "false"}))
+    check_preparation(tmp_path / "model.pt", {"spacing": (1, 1), "crop_nonzero": False, "labels": {"a": 1}})
+    assert not caplog.records
+    check_preparation(tmp_path / "model.pt", {"spacing": "null", "crop_nonzero": False})
+    assert "were trained with spacing [1, 1], now it is None: predictions may be wrong" in caplog.text
+
+
+def test_a_folder_named_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_run(2024, False, {})  # as the command line hands it on
+    assert (tmp_path / "2024/settings.json").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
@@ -58,3 +60,11 @@ def test_slices_of_volumes(axis: int) -> None:
 def test_windows_of_any_size() -> None:
     volume = torch.rand(1, 1, 20, 13, 9)
     assert torch.allclose(sliding_window([8, 16, 8])(volume, lambda x: 3 * x), 3 * volume, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"overlap": 1}, "overlap must be"), ({"mirror_axes": [0, 2]}, "of 0 to 1")]
+)
+def test_settings_that_cannot_be(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sliding_window([16, 16], **setting)

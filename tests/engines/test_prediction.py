@@ -126,3 +126,9 @@ def test_an_error_without_a_message_is_one_case_of_many() -> None:
 
     broken = _predict_one(Engine(fail), {"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": ["a.png"]})})
     assert broken == {"file": "a.png", "error": "MemoryError"}
+
+
+def test_predictions_do_not_lie_among_the_images(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", "a_0000.png")
+    with pytest.raises(UserError, match="would lie among the images"):
+        input_cases(str(folder), str(folder))

@@ -113,7 +113,7 @@ def _read_nifti(path: Path) -> RawImage:
     image = nib.load(path)
     stored = image.dataobj
     unscaled = (stored.slope, stored.inter) == (1, 0)
-    array = np.asanyarray(stored) if unscaled else stored.get_scaled(np.float32)
+    array = np.asanyarray(stored) if unscaled else image.get_fdata(dtype=np.float32, caching="unchanged")
     if array.dtype.names:  # RGB24
         array = structured_to_unstructured(array)
     if array.ndim == 5 and array.shape[3] == 1:  # vectors stand on the fifth axis, behind time

@@ -38,6 +38,8 @@ def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, d
     for name in named:
         _check_name(name, file)
     labels = _single_values(named, file)
+    if ignore in labels.values():
+        raise UserError(f'{file}: "{IGNORE}" has the value {ignore}, which is that of a label too')
     of_value = {value: name for name, value in labels.items()}
     regions = {name: [of_value[value] for value in values] for name, values in named.items() if len(values) > 1}
     return labels, ignore, regions

@@ -18,7 +18,15 @@ from ..data.files import replacing
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
 
-__all__ = ["SaveCheckpoints", "check_scan_order", "load_weights", "open_run", "read_weights", "restore_run"]
+__all__ = [
+    "SaveCheckpoints",
+    "check_preparation",
+    "check_scan_order",
+    "load_weights",
+    "open_run",
+    "read_weights",
+    "restore_run",
+]
 
 CHECKPOINT = "checkpoint.pt"
 FINAL = "model_final.pt"
@@ -112,7 +120,7 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
         UserError: the folder holds a run and ``resume`` is false, or the other way round; it cannot be
             written; or the old run had other settings.
     """
-    folder = Path(output_dir)
+    folder = Path(str(output_dir))  # a command line hands on a number where it is called 2024
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
     if not resume and (checkpoint.exists() or (folder / FINAL).exists()):
@@ -167,6 +175,21 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
         raise UserError(
             f"the weights {path} do not fit the network; check the task overlay, init_filters and stem.\n{reason}"
         ) from error
+
+
+def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
+    """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so."""
+    file = Path(path).parent / SETTINGS
+    trained = as_typed(json.loads(file.read_text())) if file.is_file() else {}
+    now = as_typed(json.loads(json.dumps(preparation)))
+    changed = [
+        f"{key} {trained[key]}, now it is {value}" for key, value in now.items() if trained.get(key, value) != value
+    ]
+    if changed:
+        logger.warning(
+            f"the weights {path} were trained with {'; '.join(changed)}: predictions may be wrong, unless that is what "
+            "you want; the task overlay of their training is the safe choice"
+        )
 
 
 def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, torch.Tensor]:

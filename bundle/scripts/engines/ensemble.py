@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from monai.inferers import Inferer
 
 from ..errors import UserError
-from .checkpoints import load_weights
+from .checkpoints import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]
 
@@ -45,14 +45,20 @@ def with_ensemble(inferer: Inferer, checkpoint: str | Sequence[str]) -> Inferer:
     return Ensemble(inferer, paths) if len(paths) > 1 else inferer
 
 
-def load_checkpoints(network: torch.nn.Module, checkpoint: str | Sequence[str]) -> None:
+def load_checkpoints(
+    network: torch.nn.Module, checkpoint: str | Sequence[str], preparation: Mapping[str, Any] | None = None
+) -> None:
     """Load a file of weights; of several, try each, so that a wrong one is found before the first case.
+
+    Args:
+        preparation: how images are prepared and classes named; see check_preparation.
 
     Raises:
         UserError: a file is missing or does not fit (see load_weights), or is named twice.
     """
     for path in reversed(checkpoint_paths(checkpoint)):
         load_weights(network, path)
+        check_preparation(path, preparation or {})
 
 
 def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:

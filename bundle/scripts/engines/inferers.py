@@ -10,6 +10,7 @@ import torch
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 
 from ..command_line import as_flag, or_none
+from ..errors import UserError
 
 __all__ = ["FlipTTAInferer", "sliding_window", "with_flips"]
 
@@ -57,7 +58,14 @@ def sliding_window(
         tta: also average over the mirror images.
         mirror_axes: axes of the patch that ``tta`` mirrors.
         slice_axis: axis along which a 2D network walks through volumes, or None.
+
+    Raises:
+        UserError: the overlap is not below 1, or a mirror axis is none of the patch's.
     """
+    if not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
+        raise UserError(f"overlap must be 0 or more and below 1, not {overlap}")
+    if not all(axis in range(len(patch_size)) for axis in mirror_axes):
+        raise UserError(f"mirror_axes must be of 0 to {len(patch_size) - 1}, the patch's axes, not {list(mirror_axes)}")
     options: dict[str, Any] = {"sw_batch_size": sw_batch_size, "overlap": overlap, "mode": "gaussian"}
     slice_axis, axes = or_none(slice_axis), list(mirror_axes)
     inferer: SlidingWindowInferer = SlidingWindowInfererAdapt(roi_size=patch_size, **options)

@@ -60,7 +60,8 @@ def input_cases(
     """
     if not input_dir:
         raise UserError("give the image or the folder of images to predict with --input_dir")
-    cases, folder = group_channels(list_images(input_dir), in_channels), Path(output_dir)
+    # A command line hands on a number where a folder is called 2024.
+    cases, folder = group_channels(list_images(str(input_dir)), in_channels), Path(str(output_dir))
     _check_names(cases, folder)
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
@@ -206,6 +207,8 @@ def _check_names(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
     inputs = {Path(path).resolve() for case in cases for path in case_files(case)}
     if inputs & {path.resolve() for path in outputs}:
         raise UserError(f"the predictions would overwrite the images in {folder}: give another --output_dir")
+    if folder.resolve() in {path.parent for path in inputs}:
+        raise UserError(f"the predictions would lie among the images in {folder}: give another --output_dir")
 
 
 def _make_folder(folder: Path) -> None:
