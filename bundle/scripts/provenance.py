@@ -110,8 +110,9 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
 
 
 def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], cases: Iterable[Case]) -> None:
-    """Write predictions.json for cases that are about to be predicted with a checkpoint (or several), and say so where it
-    was trained on some of them.
+    """Write predictions.json for cases that are about to be predicted with a checkpoint (or several).
+
+    Warns where it was trained on some of them.
 
     Call it before predicting: a case that then fails has no file, and its name does no harm. Of several processes
     each hands in its own cases.
