@@ -36,7 +36,7 @@ PARTS = {"lung_xray": {"Montgomery": "MCUCXR", "Shenzhen": "CHNCXR"}}
 # Settings that say where things are and change no figure; the network has its own entry.
 OF_THIS_MACHINE = ("network_def", "scan_order", "dataset_dir", "bundle_root", "cache_dir", "num_workers")
 # Of train.json, whose defaults may change: a record holds them as they were.
-RECIPE = ("learning_rate", "warmup", "gradient_norm", "optimizer", "loss")
+RECIPE = ("learning_rate", "warmup", "gradient_norm", "weight_decay", "optimizer", "loss")
 TIMING_ITERATIONS = 60  # of the trial that turns a budget in seconds into one in iterations
 
 Record = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from monai.losses import DeepSupervisionLoss
-from monai.networks.layers import Conv, DropPath
+from monai.networks.layers import Conv
 
 __all__ = ["BUILDERS", "build", "nnunet_stages"]
 
@@ -46,18 +46,15 @@ def nnunet_stages(task: Task) -> tuple[list[int], list[tuple[int, ...]]]:
 
 def lightm_unet(
     task: Task,
-    drop_path: float = 0,
     local_conv: bool = False,
     decoder: str = "separable",
     deep_supervision: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """The bundle's network, and four things to try on it.
+    """The bundle's network, and three things to try on it.
 
     Args:
         task: what it is for.
-        drop_path: stochastic depth, the probability with which a residual VSS block of the last stage is left out
-            for an image; earlier stages' blocks less often, in proportion.
         local_conv: before each residual VSS block, a depthwise convolution plus its input.
         decoder: "full" replaces the decoder's depthwise-separable convolutions by full ones.
         deep_supervision: while training, return logits of each decoder stage, finest first, for DeepLoss.
@@ -66,10 +63,6 @@ def lightm_unet(
     from scripts.networks import LightMUNet
 
     network = LightMUNet(task.spatial_dims, task.in_channels, task.out_channels, **options)
-    if drop_path:
-        blocks = [block for stage in network.encoder for block in stage.blocks]
-        for i, block in enumerate(blocks, start=1):
-            block.vss2 = nn.Sequential(block.vss2, DropPath(drop_path * i / len(blocks)))
     if local_conv:
         for stage in network.encoder:
             stage.blocks = nn.ModuleList(LocallyConvolved(block, task.spatial_dims) for block in stage.blocks)

@@ -24,7 +24,7 @@ from scripts.data.augmentation import (
 
 
 class Fixed(RandomState):
-    """Draws the same number every time."""
+    """Draws the same number every time, and takes every channel of those that are altered half the time."""
 
     def __init__(self, value: float) -> None:
         super().__init__(0)
@@ -32,6 +32,9 @@ class Fixed(RandomState):
 
     def uniform(self, low: float, high: float, size: int | None = None) -> float | np.ndarray:  # type: ignore[override]
         return self.value if size is None else np.full(size, self.value)
+
+    def random_sample(self, size: int | None = None) -> float | np.ndarray:  # type: ignore[override]
+        return 0.0 if size is None else np.zeros(size)
 
 
 @pytest.fixture
@@ -93,10 +96,32 @@ def test_each_channel_is_altered_by_itself(image: torch.Tensor, alter: Callable[
     """Channels of very different intensities, such as CT and PET, would else be squeezed to a constant."""
     channels = torch.stack([image[0], 300 + 100 * image[1]])
     altered = alter(channels, RandomState(1))
-    draws = RandomState(1).uniform(*((0.7, 1.5) if alter is gamma else (0.75, 1.25)), 2)
+    random, (low, high) = RandomState(1), (0.7, 1.5) if alter is gamma else (0.75, 1.25)
+    below = random.random_sample(2) < 0.5
+    draws = np.where(below, random.uniform(low, 1, 2), random.uniform(1, high, 2))
     for channel, result, draw in zip(channels, altered, draws, strict=True):
         assert torch.allclose(result, alter(channel[None], Fixed(draw))[0], rtol=1e-4, atol=1e-4)
     assert abs(altered[0].std() / channels[0].std() - 1) < 0.3
+
+
+def test_factors_are_below_one_as_often_as_above() -> None:
+    """nnU-Net's, though the exponents of gamma reach from 0.7 to 1.5."""
+    curved = gamma(torch.linspace(0, 1, 101).expand(2000, 101), RandomState(0))
+    lifted = int((curved[:, 50] > curved.mean(1)).sum())  # an exponent below 1 lifts the middle above the mean
+    assert 900 < lifted < 1100
+
+
+def test_noise_is_no_stronger_than_nnunets() -> None:
+    random = RandomState(0)
+    deviations = [float(noise(torch.zeros(1, 30, 30), random).std()) for _ in range(300)]
+    assert 0.09 < max(deviations) < 0.11
+
+
+@pytest.mark.parametrize("alter", [blur, low_resolution])
+def test_blur_and_low_resolution_take_half_the_channels(alter: Callable[..., torch.Tensor]) -> None:
+    channels = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 12, 12))).float()
+    altered = (alter(channels, RandomState(0), axes=[0, 1]) != channels).flatten(1).any(1)
+    assert 160 < int(altered.sum()) < 240
 
 
 def test_alterations_happen_as_often_as_they_should() -> None:

@@ -1,9 +1,4 @@
-"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long).
-
-Two things differ: the noise's standard deviation reaches the root of 0.1, where nnU-Net's "variance" of up to 0.1 is
-in fact its standard deviation; and blur and low resolution take all channels of a patch, nnU-Net's each channel of it
-with probability one half.
-"""
+"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long)."""
 
 from __future__ import annotations
 
@@ -70,14 +65,19 @@ class RandMirrord(Randomizable, Transform):
 
 
 def noise(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    """Gaussian, with a standard deviation of up to the root of 0.1."""
+    """Gaussian, with a standard deviation of up to 0.1 (nnU-Net calls that number a variance, and uses it as this)."""
     generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-    return image + torch.randn(image.shape, generator=generator) * random.uniform(0, 0.1**0.5)
+    return image + torch.randn(image.shape, generator=generator) * random.uniform(0, 0.1)
 
 
 def blur(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
-    """Gaussian, with a sigma of 0.5 to 1 voxel of its own along each axis."""
-    return multiply_axes(image, {axis: _gaussian(image.shape[axis + 1], random.uniform(0.5, 1)) for axis in axes})
+    """Gaussian, of every other channel, with a sigma of 0.5 to 1 voxel of its own along each axis."""
+
+    def blurred(channel: torch.Tensor) -> torch.Tensor:
+        lengths = {axis: channel.shape[axis + 1] for axis in axes}
+        return multiply_axes(channel, {axis: _gaussian(n, random.uniform(0.5, 1)) for axis, n in lengths.items()})
+
+    return _half_the_channels(image, random, blurred)
 
 
 def brightness(image: torch.Tensor, random: RandomState) -> torch.Tensor:
@@ -95,9 +95,13 @@ def contrast(image: torch.Tensor, random: RandomState) -> torch.Tensor:
 
 
 def low_resolution(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
-    """Sampled at every second voxel or less often (zoom 0.5 to 1), and interpolated back."""
-    zoom = random.uniform(0.5, 1)
-    return multiply_axes(image, {axis: _down_and_up(image.shape[axis + 1], zoom) for axis in axes})
+    """Every other channel sampled on a coarser grid (zoom 0.5 to 1) of its own, and interpolated back."""
+
+    def lowered(channel: torch.Tensor) -> torch.Tensor:
+        zoom = random.uniform(0.5, 1)
+        return multiply_axes(channel, {axis: _down_and_up(channel.shape[axis + 1], zoom) for axis in axes})
+
+    return _half_the_channels(image, random, lowered)
 
 
 def gamma(image: torch.Tensor, random: RandomState, inverted: bool = False) -> torch.Tensor:
@@ -113,10 +117,18 @@ def gamma(image: torch.Tensor, random: RandomState, inverted: bool = False) -> t
     return -result if inverted else result
 
 
+def _half_the_channels(
+    image: torch.Tensor, random: RandomState, function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """``function`` of each channel (1, *spatial), or the channel as it is, with probability one half."""
+    return torch.cat([function(channel) if random.random_sample() < 0.5 else channel for channel in image.split(1)])
+
+
 def _for_each_channel(image: torch.Tensor, random: RandomState, low: float, high: float) -> torch.Tensor:
-    """A random number a channel, of a shape to go with (channels, *spatial)."""
-    numbers = torch.from_numpy(random.uniform(low, high, len(image))).float()
-    return numbers.view(-1, *[1] * (image.ndim - 1))
+    """A random factor a channel, of a shape to go with (channels, *spatial): below 1 as often as above."""
+    below = random.random_sample(len(image)) < 0.5
+    factors = np.where(below, random.uniform(low, 1, len(image)), random.uniform(1, high, len(image)))
+    return torch.from_numpy(factors).float().view(-1, *[1] * (image.ndim - 1))
 
 
 def _gaussian(length: int, sigma: float) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn as nn
 from monai.data import MetaTensor
 from monai.networks.blocks.convolutions import Convolution
 from monai.networks.blocks.segresnet_block import get_upsample_layer
+from monai.networks.layers import DropPath
 from monai.networks.layers.factories import Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import UpsampleMode
@@ -52,6 +54,8 @@ class LightMUNet(nn.Module):
             The LayerNorms take the length of a voxel's feature vector away, so that with one image channel and equal
             thresholds in all channels hardly more than the sign of the intensity reaches the first scans. Different
             thresholds turn intensities into directions from the start.
+        drop_path: stochastic depth (Huang et al., arXiv 1603.09382), in training: the probability with which the last
+            residual VSS block is left out for an image; the blocks before it less often, in proportion.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
@@ -60,8 +64,8 @@ class LightMUNet(nn.Module):
 
     Raises:
         ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, scan_order or stem is none
-            of the above, or (in ``forward``) the input's number of dimensions, channels or its size does not suit the
-            network.
+            of the above, drop_path is none from 0 to below 1, or (in ``forward``) the input's number of dimensions,
+            channels or its size does not suit the network.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class LightMUNet(nn.Module):
         scan_order: str = "raster",
         stem: str = "separable",
         norm_bias: float = 0.0,
+        drop_path: float = 0.0,
         use_checkpoint: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -101,13 +106,14 @@ class LightMUNet(nn.Module):
         widths = [init_filters * 2**i for i in range(len(blocks_down))]
 
         make_vss = _vss_layers(scan_order, backend)
+        left_out = _drop_probabilities(drop_path, blocks_down)
 
         self.stem = _stem(stem, spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
         self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, before, width, blocks, stride, norm, act, make_vss, use_checkpoint)
-            for before, width, blocks, stride in zip(
-                [init_filters, *widths[:-1]], widths, blocks_down, [None, *strides], strict=True
+            EncoderStage(spatial_dims, before, width, probabilities, stride, norm, act, make_vss, use_checkpoint)
+            for before, width, probabilities, stride in zip(
+                [init_filters, *widths[:-1]], widths, left_out, [None, *strides], strict=True
             )
         )
         self.decoder = nn.ModuleList(
@@ -172,14 +178,15 @@ class LightMUNet(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """A VSS layer to the new width and a max-pool by ``stride`` (neither in the first stage), then residual blocks."""
+    """A VSS layer to the new width and a max-pool by ``stride`` (neither in the first stage), then residual blocks:
+    one for each probability of leaving it out."""
 
     def __init__(
         self,
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
-        blocks: int,
+        drop_paths: Sequence[float],
         stride: tuple[int, ...] | None,
         norm: tuple | str,
         act: tuple | str,
@@ -193,7 +200,7 @@ class EncoderStage(nn.Module):
             pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride)
             self.downsample = nn.Sequential(make_vss(in_channels, out_channels), pool)
         self.blocks = nn.ModuleList(
-            ResidualVSSBlock(spatial_dims, out_channels, norm, act, make_vss) for _ in range(blocks)
+            ResidualVSSBlock(spatial_dims, out_channels, norm, act, make_vss, probability) for probability in drop_paths
         )
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
@@ -212,7 +219,7 @@ class EncoderStage(nn.Module):
 
 
 class ResidualVSSBlock(nn.Module):
-    """norm, act, VSS, norm, act, VSS, plus the input."""
+    """norm, act, VSS, norm, act, VSS, left out for an image with probability ``drop_path``, plus the input."""
 
     def __init__(
         self,
@@ -221,6 +228,7 @@ class ResidualVSSBlock(nn.Module):
         norm: tuple | str,
         act: tuple | str,
         make_vss: Callable[[int, int], VSSLayer],
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.norm1 = get_norm_layer(norm, spatial_dims, channels)
@@ -228,10 +236,11 @@ class ResidualVSSBlock(nn.Module):
         self.vss1 = make_vss(channels, channels)
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
         self.vss2 = make_vss(channels, channels)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
         y = self.vss1(_norm_act(self.norm1, self.act, x, fused))
-        return x + self.vss2(_norm_act(self.norm2, self.act, y, fused))
+        return x + self.drop_path(self.vss2(_norm_act(self.norm2, self.act, y, fused)))
 
 
 class DecoderStage(nn.Module):
@@ -281,6 +290,14 @@ def _vss_layers(scan_order: str, backend: str) -> Callable[[int, int], VSSLayer]
     """Makes one VSS layer after another, each with the next path of the scan order."""
     paths = scan_paths(scan_order)
     return lambda in_channels, out_channels: VSSLayer(in_channels, out_channels, backend, next(paths))
+
+
+def _drop_probabilities(drop_path: float, blocks_down: Sequence[int]) -> list[list[float]]:
+    """Of each stage's blocks, rising in proportion to the block's number, to ``drop_path`` for the last."""
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be 0 or more and below 1, not {drop_path}")
+    numbers = itertools.count(1)
+    return [[drop_path * next(numbers) / sum(blocks_down) for _ in range(blocks)] for blocks in blocks_down]
 
 
 def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
