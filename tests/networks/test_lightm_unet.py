@@ -270,6 +270,29 @@ def test_spread_biases_are_for_group_norm() -> None:
         LightMUNet(2, 1, 2, 8, norm_bias=-1)
 
 
+def test_stochastic_depth_leaves_out_later_blocks_more_often() -> None:
+    torch.manual_seed(0)
+    net = LightMUNet(2, 1, 2, 8, blocks_down=(1, 2), blocks_up=(1,), drop_path=0.6)
+    sums: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for stage in net.encoder:
+        for block in stage.blocks:
+            block.drop_path.register_forward_hook(lambda _, given, result: sums.append((given[0], result)))
+    with torch.no_grad():
+        net(torch.randn(500, 1, 8, 8))
+    for expected, (before, after) in zip([0.2, 0.4, 0.6], sums, strict=True):
+        left_out = (after == 0).flatten(1).all(1)
+        assert float(left_out.float().mean()) == pytest.approx(expected, abs=0.07)
+        assert torch.allclose(after[~left_out], before[~left_out] / (1 - expected))
+
+    plain = LightMUNet(2, 1, 2, 8, blocks_down=(1, 2), blocks_up=(1,))
+    plain.load_state_dict(net.state_dict())  # no weight more
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(net.eval()(x), plain.eval()(x))
+    for wrong in (1, -0.1):
+        with pytest.raises(ValueError, match="drop_path must be 0 or more and below 1"):
+            LightMUNet(2, 1, 2, 8, drop_path=wrong)
+
+
 @pytest.mark.parametrize("shape", [(0, 1, 16, 16), (1, 1, 0, 16)])
 def test_nothing_is_no_image(shape: tuple[int, ...]) -> None:
     with torch.no_grad(), pytest.raises(ValueError, match="at least one image of at least one voxel"):
