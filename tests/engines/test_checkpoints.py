@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Engine
 
-from scripts.engines.checkpoints import SaveCheckpoints, check_preparation, load_weights, open_run
+from scripts.engines.checkpoints import SaveCheckpoints, check_preparation, load_weights, open_run, restore_run
+from scripts.engines.optimizers import decay_matrices
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
@@ -82,6 +84,18 @@ def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(
     assert not caplog.records
     check_preparation(tmp_path / "model.pt", {"spacing": "null", "crop_nonzero": False})
     assert "were trained with spacing [1, 1], now it is None: predictions may be wrong" in caplog.text
+
+
+def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:
+    """That of version 0.4 had all parameters in one group."""
+    net = torch.nn.Linear(1, 1)
+    before, now = torch.optim.AdamW(net.parameters()), torch.optim.AdamW(decay_matrices(net, 0.3))
+    content = {"network": net.state_dict(), "optimizer": before.state_dict(), "epoch": 1}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    trainer = SimpleNamespace(optimizer=now, state=SimpleNamespace(max_epochs=2))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(now, lambda epoch: 1.0)
+    with pytest.raises(UserError, match="its optimiser is not this config's, as after an update"):
+        restore_run(trainer, Engine(lambda *_: None), net, scheduler, str(tmp_path), True)  # type: ignore[arg-type]
 
 
 def test_a_folder_named_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

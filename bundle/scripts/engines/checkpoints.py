@@ -267,7 +267,13 @@ def _restore(
     epoch = saved["epoch"]
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
-    _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
+    try:
+        _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
+    except ValueError as error:  # of its parameter groups; those of version 0.4 were others
+        raise UserError(
+            f"the run in {path.parent} cannot go on: its optimiser is not this config's, as after an update of the "
+            f"bundle or of the config; finish it with those, or start another run with --pretrained {path}"
+        ) from error
     evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]
 
     def at_start(engine: Engine) -> None:  # only here has the trainer its scaler, and not yet its first epoch
