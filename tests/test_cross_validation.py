@@ -203,7 +203,7 @@ def test_configs_that_cannot_train_are_refused(tmp_path: Path) -> None:
         Settings([str(tmp_path / "none.json")], [])
     with pytest.raises(UserError, match=r"evaluate\.json has no 'training'"):
         Settings([EVALUATION], [])
-    with pytest.raises(UserError, match="epochs must be a whole number, not 'many'"):
+    with pytest.raises(UserError, match="epochs must be a whole number of 1 or more, not many"):
         Settings([str(TRAIN)], ["--epochs", "many"])
 
 

@@ -30,6 +30,7 @@ from .errors import UserError, show_user_errors_plainly
 from .metrics import format_summary, summarize, write_csv, write_json
 from .provenance import CASES, read_provenance, write_provenance
 from .reporting.curves import read_log
+from .settings_check import check_settings
 
 __all__ = ["Fold", "gather", "main"]
 
@@ -108,8 +109,7 @@ class Settings:
         self.splits = or_none(parser.get_parsed_content("splits"))
         self.given = as_typed(own)
         self.epochs = parser.get_parsed_content("epochs")
-        if not isinstance(self.epochs, int):
-            raise UserError(f"epochs must be a whole number, not {self.epochs!r}")
+        check_settings(epochs=self.epochs)
 
     def fold(self, number: int) -> Fold:
         return Fold(number, Path(self.root) / f"fold_{number}", self.epochs)

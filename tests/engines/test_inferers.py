@@ -63,7 +63,12 @@ def test_windows_of_any_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"overlap": 1}, "overlap must be"), ({"mirror_axes": [0, 2]}, "of 0 to 1")]
+    ("setting", "message"),
+    [
+        ({"overlap": 1}, "overlap must be"),
+        ({"sw_batch_size": 0}, "sw_batch_size must be"),
+        ({"mirror_axes": [0, 2]}, "of 0 to 1"),
+    ],
 )
 def test_settings_that_cannot_be(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -11,6 +11,7 @@ from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer, SlidingW
 
 from ..command_line import as_flag, or_none
 from ..errors import UserError
+from ..settings_check import check_settings
 
 __all__ = ["FlipTTAInferer", "sliding_window", "with_flips"]
 
@@ -60,10 +61,9 @@ def sliding_window(
         slice_axis: axis along which a 2D network walks through volumes, or None.
 
     Raises:
-        UserError: the overlap is not below 1, or a mirror axis is none of the patch's.
+        UserError: the overlap is not below 1, there is no window at once, or a mirror axis is none of the patch's.
     """
-    if not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
-        raise UserError(f"overlap must be 0 or more and below 1, not {overlap}")
+    check_settings(overlap=overlap, sw_batch_size=sw_batch_size)
     if not all(axis in range(len(patch_size)) for axis in mirror_axes):
         raise UserError(f"mirror_axes must be of 0 to {len(patch_size) - 1}, the patch's axes, not {list(mirror_axes)}")
     options: dict[str, Any] = {"sw_batch_size": sw_batch_size, "overlap": overlap, "mode": "gaussian"}

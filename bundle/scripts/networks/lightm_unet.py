@@ -25,7 +25,9 @@ from .scan_order import scan_paths
 from .streaming import can_stream
 from .vss import VSSLayer
 
-__all__ = ["LightMUNet"]
+__all__ = ["STEMS", "LightMUNet"]
+
+STEMS = ("separable", "full")
 
 
 class LightMUNet(nn.Module):
@@ -301,11 +303,11 @@ def _drop_probabilities(drop_path: float, blocks_down: Sequence[int]) -> list[li
 
 
 def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    if kind == "separable":
-        return _depthwise_separable(spatial_dims, in_channels, out_channels)
+    if kind not in STEMS:
+        raise ValueError(f"stem must be {' or '.join(STEMS)}, not {kind!r}")
     if kind == "full":
         return nn.Sequential(_convolution(spatial_dims, in_channels, out_channels, kernel_size=3))
-    raise ValueError(f"stem must be separable or full, not {kind!r}")
+    return _depthwise_separable(spatial_dims, in_channels, out_channels)
 
 
 def _spread_biases(network: nn.Module, bound: float) -> None:
