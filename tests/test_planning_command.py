@@ -148,13 +148,24 @@ def test_from_nnunet_finds_the_data(dataset: Path, tmp_path: Path, monkeypatch: 
         ["--init_filters", "12"],
         ["--workers", "0"],
         ["--dimensions", "4"],
-        ["--name", "a/b"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         planning.main(["--dataset_dir", "data", *arguments])
     assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a,b", "it's", '"a"', "$a", "@a", "%a", "a#b", "a/b", "a b", "..", "-a", "a\n", ""])
+def test_a_name_that_files_or_configs_would_not_keep(dataset: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--name .*: .*; try --name \w+") as refused:
+        plan("--dataset_dir", dataset, "--output", tmp_path / "plan.json", f"--name={name}")
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Lung_x-ray.2", "7", "Größe"])
+def test_a_name_that_they_keep(name: str) -> None:
+    planning.check_name(name)
 
 
 def test_no_data_set() -> None:
@@ -173,6 +184,9 @@ def test_as_a_user_types_it(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     again = run("--dataset_dir", str(dataset), "--output", str(tmp_path / "plan.json"))
     assert again.returncode == 1 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
+    named = run("--dataset_dir", str(dataset), "--name", "a,b")
+    assert named.returncode == 1 and "Traceback" not in named.stderr
+    assert named.stderr.strip().splitlines() == [named.stderr.strip()] and "try --name a_b" in named.stderr
     assert "exit status" in run("--help").stdout
 
 
@@ -186,7 +200,7 @@ def test_commands_within_the_bundle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("Lung X-ray", "lung_x-ray"), ("Task09_Spleen", "task09_spleen"), ("../..", "task")]
+    ("text", "name"), [("Lung X-ray", "lung_x-ray"), ("Task09_Spleen", "task09_spleen"), ("../..", "task"), ("-a", "a")]
 )
 def test_default_name(text: str, name: str) -> None:
     assert planning.default_name(text) == name

@@ -35,7 +35,6 @@ GPU_SHARE = 0.9  # of a GPU's memory; the rest is CUDA's own and what fragments
 # Enough for two patches of 128^3 at 32 filters. More only makes a step slower: who wants it, asks for it.
 LARGEST_DEFAULT_GIB = 12.0
 FOUND_ERRORS = 1
-GROUPS = 8  # of the network's GroupNorm
 NNUNET_RAW = "nnUNet_raw"  # environment variable of nnU-Net: the folder of its data sets
 EXIT_STATUS = """exit status:
   0  the plan is written; with --check_only, the data set has no errors (warnings may remain)
@@ -60,9 +59,22 @@ def find_dataset_dir(options: argparse.Namespace) -> Path:
     return Path(raw) / name
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a file, a config or the list behind --config_file would not keep as it is.
+
+    Raises:
+        UserError: the name holds other characters than letters, digits, "_", "." and "-", or begins with "." or "-".
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f'--name {name!r}: files and configs take letters, digits and "_", after the first also "." and "-"; '
+            f"try --name {default_name(name)} (--output says where the overlay goes)"
+        )
+
+
 def default_name(text: str) -> str:
     """A name for files, from the data set's own: "Lung X-ray" -> lung_x-ray."""
-    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_.") or "task"
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_.-") or "task"
 
 
 def gpu_memory_gib(asked: float | None) -> float | None:
@@ -149,6 +161,8 @@ def write_plan(report: DatasetReport, name: str, overlay_file: Path, options: ar
 
 def run(options: argparse.Namespace) -> int:
     """Check, fingerprint, plan; returns the exit status."""
+    if options.name is not None:
+        check_name(options.name)
     dataset_dir = find_dataset_dir(options)
     description = read_dataset(dataset_dir)
     name = options.name or default_name(description.name)
@@ -190,10 +204,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--check_only", action="store_true", help="only look for problems in the data set")
     add("--workers", type=_count, metavar="N", help="processes that read; default: one a CPU core, up to 8")
     add("--overwrite", action="store_true", help="replace an overlay of this name")
-    options = parser.parse_args(arguments)
-    if options.name is not None and options.name != Path(options.name).name:
-        parser.error(f"--name {options.name}: a name, not a path; --output says where the overlay goes")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _memory(text: str) -> float:
@@ -207,6 +218,8 @@ def _memory(text: str) -> float:
 
 
 def _filters(text: str) -> int:
+    from .settings_check import GROUPS  # not above: the network comes with it, and its import takes seconds
+
     value = _count(text)
     if value % GROUPS:
         raise argparse.ArgumentTypeError(f"must be a multiple of {GROUPS}, the groups of GroupNorm, not {text}")
