@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from .data.files import replacing
+from .data.task import Task, read_task
 from .errors import UserError, show_user_errors_plainly
 from .metrics import DEFAULT_TOLERANCE, write_json
 from .reporting.curves import read_log
 from .reporting.figures import distribution_charts, draw_panels, postprocessing_charts, training_charts
-from .reporting.loading import Task, read_task
 from .reporting.page import Figures, page_of
 from .reporting.pairing import Case, pair_cases
 from .reporting.scoring import CaseResult, score_case

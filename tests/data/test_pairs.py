@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from scripts.data.pairs import list_predictions, pair_files, physical_spacing, read_label_map, read_pair
+from scripts.data.pairs import files_by_case, pair_files, physical_spacing, read_label_map, read_pair
 from scripts.errors import UserError
 
 
@@ -55,9 +55,9 @@ def test_every_unpaired_name_is_listed(folders: tuple[Path, Path]) -> None:
 def test_two_files_of_a_case(folders: tuple[Path, Path]) -> None:
     write(folders[0] / "a.nii", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(UserError, match="both belong to the case a"):
-        list_predictions(folders[0])
+        files_by_case(folders[0])
     with pytest.raises(UserError, match="nowhere does not exist"):
-        list_predictions(folders[0] / "nowhere")
+        files_by_case(folders[0] / "nowhere")
 
 
 def test_grids_and_values(folders: tuple[Path, Path]) -> None:

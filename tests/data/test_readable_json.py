@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.data.readable_json import readable_json, write_json
+from scripts.data.readable_json import readable_json, without_nan, write_json
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
@@ -30,3 +30,8 @@ def test_looks(tmp_path: Path) -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(ValueError):
         readable_json({"a": [float("nan")]})
+
+
+def test_nan_becomes_null() -> None:
+    value = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": (0, "x")}}
+    assert without_nan(value) == {"a": [1.5, None], "b": {"c": None, "d": [0, "x"]}}

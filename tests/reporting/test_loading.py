@@ -1,37 +1,16 @@
-"""Reading of the task and of label maps, and the comparison of grids."""
+"""Reading of label maps, and the comparison of grids."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from report_cases import AFFINE, cube, write
 
+from scripts.data.task import Task
 from scripts.errors import UserError
-from scripts.reporting.loading import Task, check_same_grid, load_channels, load_label_map, read_task
-
-
-def test_task_orders_labels_by_value_and_knows_its_dimensions(tmp_path: Path) -> None:
-    path = tmp_path / "task.json"
-    path.write_text(json.dumps({"labels": {"b": 7, "a": 2}, "spatial_dims": 2, "slice_axis": 2, "ignore_label": 9}))
-    task = read_task(path)
-    assert list(task.labels) == ["a", "b"]
-    assert (task.image_dims, task.ignore_label) == (3, 9)
-    assert read_task() == Task()
-    changed = tmp_path / "changed.json"
-    changed.write_text('{"name": "smaller"}')
-    assert read_task(path, changed) == dataclasses.replace(task, name="smaller")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"labels": "$@task"}', '{"labels": {}}', '{"labels": {"a": 0}}'])
-def test_refuses_what_is_no_task(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "task.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"task\.json"):
-        read_task(path)
+from scripts.reporting.loading import check_same_grid, load_channels, load_label_map
 
 
 def test_label_maps_keep_their_values_and_refuse_unknown_ones(tmp_path: Path) -> None:

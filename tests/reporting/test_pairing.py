@@ -47,7 +47,9 @@ def test_subset_leaves_references_out_but_no_predictions(tmp_path: Path) -> None
     assert [case.name for case in pair_cases(predictions, None, labels, None, subset=True)] == ["a"]
 
 
-@pytest.mark.parametrize(("names", "message"), [(("a.png", "a.nii"), "same case name"), ((), "holds no image")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(("a.png", "a.nii"), "both belong to the case"), ((), "holds no image")]
+)
 def test_refuses_ambiguous_and_empty_folders(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pair_cases(folder(tmp_path / "p", *names), None, None, None)

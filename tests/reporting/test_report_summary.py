@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_cases import cube, write
 
-from scripts.reporting.loading import Task
+from scripts.data.task import Task
 from scripts.reporting.pairing import Case
 from scripts.reporting.scoring import CaseResult, score_case
 from scripts.reporting.summary import classes_of, complete, gain, rank, summary_of

@@ -10,11 +10,12 @@ from rule_cases import SHAPE, write
 from scipy.ndimage import gaussian_filter
 
 from scripts.data.pairs import pair_files, read_pair
+from scripts.data.task import Task
 from scripts.errors import UserError
 from scripts.metrics import case_scores
 from scripts.rules import apply_rules, determine
 from scripts.rules.determine import _thresholds
-from scripts.rules.evidence import Task, component_evidence
+from scripts.rules.evidence import component_evidence
 
 LABELS = {"organ": 1, "lesion": 3}
 

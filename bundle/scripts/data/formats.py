@@ -19,7 +19,7 @@ from PIL import Image, ImageSequence
 
 from ..errors import UserError
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
-from .geometry import displacement, grid_conflict
+from .geometry import placement_conflict
 
 __all__ = ["RawImage", "channel_conflicts", "drop_slice_axis", "itk_affine", "read_raw", "tiff_spacing_file"]
 
@@ -76,13 +76,7 @@ def channel_conflicts(paths: Sequence[str | Path], images: Sequence[RawImage]) -
     conflicts = []
     first, shape = images[0], images[0].array.shape[1:]
     for path, image in zip(paths[1:], images[1:], strict=True):
-        if image.array.shape[1:] != shape:
-            conflict = f"sizes {tuple(image.array.shape[1:])} and {tuple(shape)}"
-        else:
-            conflict = grid_conflict(image.affine, first.affine)
-            if not conflict and (gap := displacement(image.affine, first.affine, shape)) > 0.5:
-                conflict = f"positions that differ by up to {gap:.1f} voxels"
-        if conflict:
+        if conflict := placement_conflict(image.array.shape[1:], image.affine, shape, first.affine):
             message = f"does not lie on the grid of {paths[0]} ({conflict}): channels must share one"
             conflicts.append((str(path), message))
     return conflicts

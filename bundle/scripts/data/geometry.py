@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-__all__ = ["affine_problem", "displacement", "grid_conflict", "is_oblique", "orientation", "spacing_of", "to_ras"]
+__all__ = [
+    "affine_problem",
+    "displacement",
+    "grid_conflict",
+    "is_oblique",
+    "orientation",
+    "placement_conflict",
+    "spacing_of",
+    "to_ras",
+]
 
 SPACING_TOLERANCE = 0.01  # relative: headers round differently
 OBLIQUE_COSINE = 0.9998  # about 1 degree
@@ -59,6 +68,18 @@ def grid_conflict(affine: np.ndarray | None, other: np.ndarray | None) -> str | 
     if orientation(affine) != orientation(other):
         return f"orientation {orientation(affine)} against {orientation(other)}"
     return None
+
+
+def placement_conflict(
+    shape: Sequence[int], affine: np.ndarray | None, other_shape: Sequence[int], other: np.ndarray | None
+) -> str | None:
+    """How two images contradict each other in size, spacing, orientation or, by over half a voxel, place; or None."""
+    if tuple(shape) != tuple(other_shape):
+        return f"sizes {tuple(shape)} and {tuple(other_shape)}"
+    if conflict := grid_conflict(affine, other):
+        return conflict
+    gap = displacement(affine, other, shape)
+    return f"positions that differ by up to {gap:.1f} voxels" if gap > 0.5 else None
 
 
 def displacement(affine: np.ndarray | None, other: np.ndarray | None, shape: Sequence[int]) -> float:

@@ -13,9 +13,9 @@ from monai.data import MetaTensor
 from ..errors import UserError
 from .files import case_name, list_images
 from .formats import read_raw
-from .geometry import displacement, grid_conflict, spacing_of
+from .geometry import placement_conflict, spacing_of
 
-__all__ = ["LabelMap", "Pair", "list_predictions", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
+__all__ = ["LabelMap", "Pair", "files_by_case", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
 
 
 class Pair(NamedTuple):
@@ -34,8 +34,8 @@ class LabelMap(NamedTuple):
     affine: np.ndarray | None
 
 
-def list_predictions(folder: str | Path) -> dict[str, Path]:
-    """Case name -> label map of a folder of predictions; files of probabilities are left out.
+def files_by_case(folder: str | Path) -> dict[str, Path]:
+    """Case name -> image or label map of a folder; the probabilities that inference can save are left out.
 
     Raises:
         UserError: the folder is missing or empty, or two files have one case name.
@@ -65,7 +65,7 @@ def pair_files(predictions: str | Path, labels: str | Path, allow_missing: bool 
         UserError: lists every prediction without a label and, unless ``allow_missing``, every label without a
             prediction; or nothing pairs.
     """
-    predicted, expected = list_predictions(predictions), list_predictions(labels)
+    predicted, expected = files_by_case(predictions), files_by_case(labels)
     problems = []
     if alone := sorted(predicted.keys() - expected.keys()):
         problems.append(f"without a label in {labels}: {', '.join(alone)}")
@@ -117,14 +117,7 @@ def read_pair(pair: Pair, values: Iterable[int], ignore_label: int | None = None
     values = list(values)
     prediction = read_label_map(pair.prediction, values)
     label = read_label_map(pair.label, values if ignore_label is None else [*values, ignore_label])
-    conflict = None
-    if prediction.array.shape != label.array.shape:
-        conflict = f"sizes {prediction.array.shape} and {label.array.shape}"
-    elif conflict := grid_conflict(prediction.affine, label.affine):
-        pass
-    elif (gap := displacement(prediction.affine, label.affine, label.array.shape)) > 0.5:
-        conflict = f"positions that differ by up to {gap:.1f} voxels"
-    if conflict:
+    if conflict := placement_conflict(prediction.array.shape, prediction.affine, label.array.shape, label.affine):
         raise UserError(f"{pair.prediction} does not lie on the grid of its label {pair.label} ({conflict})")
     return prediction, label
 

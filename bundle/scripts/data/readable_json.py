@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .files import replacing
 
-__all__ = ["readable_json", "write_json"]
+__all__ = ["readable_json", "without_nan", "write_json"]
 
 LINE_LENGTH = 100
 INDENT = "    "
@@ -46,3 +47,12 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(readable_json(value) + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Nested mappings, lists and numbers with null for NaN and infinities, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 
 from ..command_line import or_none
 from ..data.files import case_name
-from ..data.geometry import spacing_of
+from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
@@ -71,7 +71,7 @@ class SaveScores:
             name = batch.get("name") or case_name(file)
             prediction, label = (item[key][0].cpu().numpy() for key in ("pred", "label"))
             scores = case_scores(
-                prediction, label, self.labels, voxel_size(item["label"]), self.regions, self.ignore_label
+                prediction, label, self.labels, physical_spacing(item["label"]), self.regions, self.ignore_label
             )
             self.rows += [{"case": name, "class": group, **values, "file": file} for group, values in scores.items()]
 
@@ -83,8 +83,3 @@ class SaveScores:
         write_csv(self.output_dir / "metrics.csv", rows)
         write_json(self.output_dir / "metrics.json", {"cases": cases, "classes": summary, "per_case": rows})
         logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
-
-
-def voxel_size(image: MetaTensor) -> list[float] | None:
-    """Voxel size along each axis in mm; None for pictures, which have none."""
-    return spacing_of(image.affine.numpy(), image.ndim - 1) if bool(image.meta["spacing_known"]) else None

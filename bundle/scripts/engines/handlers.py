@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 
 from ..command_line import or_none
 from ..data.files import replacing
+from ..data.readable_json import without_nan
 from ..distributed import is_main_process, rank, world_size
 
 __all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "loss_rise", "seed_run"]
@@ -187,7 +188,7 @@ class EpochLog:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         earlier = [line for line in lines if line["epoch"] < record["epoch"]]
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in [*earlier, _without_nan(record)]))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in [*earlier, without_nan(record)]))
         return earlier
 
     def _log_summary(self, engine: Engine) -> None:
@@ -222,10 +223,3 @@ def _warn_of_a_jump(loss: float, earlier: Sequence[float]) -> None:
             f"the loss jumped to {loss:.3g}, it was down to {lowest:.3g}: if it stays up, train anew with a lower "
             "--learning_rate"
         )
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

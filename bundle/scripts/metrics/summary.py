@@ -81,7 +81,7 @@ def write_json(path: str | Path, content: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    readable_json.write_json(Path(path), _without_nan(content))
+    readable_json.write_json(Path(path), readable_json.without_nan(content))
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float | int]:
@@ -93,11 +93,3 @@ def _statistics(values: Sequence[float]) -> dict[str, float | int]:
         "defined": len(defined),
         "cases": len(values),
     }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

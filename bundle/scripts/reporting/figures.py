@@ -12,10 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..data.task import Task
 from ..workers import map_cases
 from .charts import draw_agreement, draw_distribution, draw_gains
 from .curves import curve_charts
-from .loading import Task
 from .page import Chart, metric_name
 from .pairing import Case
 from .panels import PanelJob, draw_case

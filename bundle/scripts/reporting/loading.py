@@ -1,41 +1,22 @@
-"""Reads the task and the files of a case, and checks that they fit together."""
+"""Reads the files of a case, and checks that they fit together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..data.files import TIFF_SUFFIXES, image_suffix
 from ..data.formats import channel_conflicts, drop_slice_axis, read_raw
-from ..data.geometry import affine_problem, displacement, grid_conflict, spacing_of
+from ..data.geometry import affine_problem, placement_conflict, spacing_of
+from ..data.task import Task
 from ..errors import UserError
 
-__all__ = ["Loaded", "Task", "check_same_grid", "load_channels", "load_label_map", "read_task"]
+__all__ = ["Loaded", "check_same_grid", "load_channels", "load_label_map"]
 
 MOST_VALUES = 256  # a "label map" with more values than this is an image
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the label values mean; all unknown (None) without a task overlay.
-
-    Args:
-        labels: name -> value of the foreground classes, in ascending order of the value.
-        regions: name -> names of labels.
-        ignore_label: value of unlabelled voxels.
-        image_dims: 2 or 3.
-    """
-
-    name: str | None = None
-    labels: Mapping[str, int] | None = None
-    regions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    ignore_label: int | None = None
-    image_dims: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,36 +57,6 @@ class Loaded:
         return Loaded(self.path, self.array.squeeze(axis - 3), 2, affine)
 
 
-def read_task(*paths: Path) -> Task:
-    """Read a task from its overlay (configs/tasks/NAME.json), or several, of which a later one overrides the earlier.
-
-    Raises:
-        UserError: one is missing or no JSON, or they declare no labels.
-    """
-    if not paths:
-        return Task()
-    config: dict[str, Any] = {}
-    for path in paths:
-        config |= _read_overlay(path)
-    labels, path = config.get("labels"), ", ".join(map(str, paths))
-    if not isinstance(labels, dict) or not labels or not all(isinstance(v, int) and v > 0 for v in labels.values()):
-        example = '"labels": {"name": value, …} with values from 1'
-        raise UserError(f"{path} needs {example}: give a task overlay (configs/tasks/NAME.json)")
-    dims = 3 if config.get("slice_axis") is not None else config.get("spatial_dims")
-    ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
-    return Task(config.get("name"), ordered, config.get("regions") or {}, config.get("ignore_label"), dims)
-
-
-def _read_overlay(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: give the task overlay (configs/tasks/NAME.json) with --config_file")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
 def load_label_map(path: Path, task: Task) -> Loaded:
     """Load a label map as small integers.
 
@@ -141,12 +92,7 @@ def load_channels(paths: Sequence[Path]) -> Loaded:
 
 def check_same_grid(first: Loaded, other: Loaded) -> None:
     """Raises UserError unless both have the same size, spacing and orientation, and lie within half a voxel."""
-    conflict = grid_conflict(other.affine, first.affine)
-    if first.shape != other.shape:
-        conflict = f"size {other.shape} against {first.shape}"
-    elif not conflict and (gap := displacement(other.affine, first.affine, first.shape)) > 0.5:
-        conflict = f"positions that differ by up to {gap:.1f} voxels"
-    if conflict:
+    if conflict := placement_conflict(other.shape, other.affine, first.shape, first.affine):
         raise UserError(f"{other.path} does not lie on the grid of {first.path} ({conflict})")
 
 

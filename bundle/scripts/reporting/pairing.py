@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.files import case_name, list_images, split_channel
+from ..data.files import split_channel
+from ..data.pairs import files_by_case
 from ..errors import UserError
 
 __all__ = ["Case", "pair_cases"]
 
 NAMES_SHOWN = 50  # of the names in an error message, of each kind
-PROBABILITIES = "_probabilities"  # inference can save them beside its label maps
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def pair_cases(
         UserError: a folder is missing or holds no image, two files of it have one name, or the folders do not
             hold the same cases; names every file.
     """
-    predicted = _by_name(predictions)
-    expected = _by_name(labels) if labels else {}
-    cleaned = _by_name(postprocessed) if postprocessed else {}
+    predicted = files_by_case(predictions)
+    expected = files_by_case(labels) if labels else {}
+    cleaned = files_by_case(postprocessed) if postprocessed else {}
     channels = _channels_by_name(images, predicted) if images else {}
     problems = []
     if labels:
@@ -61,22 +61,10 @@ def pair_cases(
     ]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist")
-    files = [path for path in list_images(folder) if not case_name(path).endswith(PROBABILITIES)]
-    found: dict[str, Path] = {}
-    for path in files:
-        other = found.setdefault(case_name(path), path)
-        if other != path:
-            raise UserError(f"{other} and {path} have the same case name: keep one of them")
-    return found
-
-
 def _channels_by_name(folder: Path, cases: Iterable[str]) -> dict[str, tuple[Path, ...]]:
     """Case name -> its image, or the files of its channels in order."""
     wanted, found = set(cases), {}
-    for name, path in _by_name(folder).items():
+    for name, path in files_by_case(folder).items():
         case = name if name in wanted else split_channel(path)[0]
         if case in wanted:
             found.setdefault(case, []).append(path)

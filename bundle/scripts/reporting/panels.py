@@ -16,7 +16,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from skimage.measure import find_contours
 
-from .loading import Task, load_channels, load_label_map
+from ..data.task import Task
+from .loading import load_channels, load_label_map
 from .pairing import Case
 from .planes import PLANES, Canvas, Zoom, foreground_box, largest_error, montage_slices, planes_of, show, upright
 from .style import BOTH, INK, PAPER, PREDICTION, REFERENCE, WRONG_CLASS, class_colour, plain, save_figure

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.task import Task
 from ..metrics import case_scores, size_metrics, units
-from .loading import Loaded, Task, check_same_grid, load_channels, load_label_map
+from .loading import Loaded, check_same_grid, load_channels, load_label_map
 from .pairing import Case
 
 __all__ = ["CaseResult", "absent_scores", "score_case"]

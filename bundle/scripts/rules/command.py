@@ -6,18 +6,17 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..data.pairs import pair_files
 from ..data.readable_json import write_json
+from ..data.task import read_task
 from ..errors import UserError
 from ..provenance import check_held_out
 from .apply import Rules, describe, load_rules
 from .determine import determine
-from .evidence import Task
 from .folder import apply_to_folder
 
-__all__ = ["load_task", "main"]
+__all__ = ["main"]
 
 FEW_CASES = 10
 
@@ -33,30 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.run(options)
 
 
-def load_task(files: Sequence[str | Path]) -> Task:
-    """Labels, regions and ignored value from task overlays, of which a later one overrides an earlier one.
-
-    Raises:
-        UserError: a file is missing or broken, or there are no labels.
-    """
-    content: dict[str, Any] = {}
-    for file in files:
-        try:
-            content |= json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"the task {file} cannot be read: {error}") from error
-    shown = ", ".join(map(str, files))
-    labels, regions = content.get("labels"), content.get("regions") or {}
-    if not isinstance(labels, dict) or not labels or not all(isinstance(v, int) and v > 0 for v in labels.values()):
-        raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
-    unknown = sorted({name for names in regions.values() for name in names} - labels.keys())
-    if unknown:
-        raise UserError(f"{shown}: the regions name {', '.join(unknown)}, which the labels do not have")
-    return Task(dict(sorted(labels.items(), key=lambda item: item[1])), regions, content.get("ignore_label"))
-
-
 def _determine(options: argparse.Namespace) -> None:
-    task = load_task(options.config_file)
+    task = read_task(*options.config_file)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} is there already: add --overwrite or give another --output")
     pairs = pair_files(options.predictions, options.labels, options.allow_missing)

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from ..data.pairs import Pair
+from ..data.task import Task
 from ..errors import UserError
 from ..metrics import class_groups
 from ..workers import map_cases
 from .apply import Rules, no_rules
-from .evidence import CaseEvidence, Task, component_evidence, hole_evidence
+from .evidence import CaseEvidence, component_evidence, hole_evidence
 
 __all__ = ["determine"]
 

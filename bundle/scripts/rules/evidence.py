@@ -7,26 +7,17 @@ likewise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..components import find_components, find_holes
 from ..data.pairs import LabelMap, Pair, read_pair
+from ..data.task import Task
 from ..metrics import class_indices, voxel_measure
 from .apply import Rules, remove_components
 
-__all__ = ["CaseEvidence", "ComponentTable", "Task", "component_evidence", "hole_evidence"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """The classes that are learned for. Class index: 0 is the background, then 1, 2, … in the order of ``labels``."""
-
-    labels: Mapping[str, int]
-    regions: Mapping[str, Sequence[str]]
-    ignore_label: int | None = None
+__all__ = ["CaseEvidence", "ComponentTable", "component_evidence", "hole_evidence"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class ComponentTable:
     """A row for each component of a prediction; small ones of a kind share a row.
 
     Args:
-        classes: class index.
+        classes: class index: 0 is the background, then 1, 2, … in the order of the task's labels.
         main: whether it belongs to the largest component of the whole foreground.
         size: voxels of one component.
         count: components in the row, all of that size.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.files import prediction_suffix
 from ..data.images import save_label_map
-from ..data.pairs import list_predictions, read_label_map
+from ..data.pairs import files_by_case, read_label_map
 from ..errors import UserError
 from ..provenance import PREDICTIONS
 from ..workers import map_cases
@@ -36,7 +36,7 @@ def apply_to_folder(
             written; or cases that cannot be cleaned, listed after all others are done.
     """
     source, target = Path(predictions), Path(output_dir)
-    files = list_predictions(source)
+    files = files_by_case(source)
     targets = {path: target / (name + prediction_suffix(path)) for name, path in files.items()}
     if source.resolve() == target.resolve():
         raise UserError(f"{target} holds the raw predictions, which are kept: give another --output_dir")
