@@ -12,7 +12,10 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from scripts.data.pairs import files_by_case, pair_files, physical_spacing, read_label_map, read_pair
+from scripts.data.task import Task
 from scripts.errors import UserError
+
+TASK = Task({"a": 2})
 
 
 def write(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1)) -> None:
@@ -34,7 +37,7 @@ def test_pairs_in_order(folders: tuple[Path, Path]) -> None:
     (folders[0] / "predictions.json").write_text("{}")
     pairs = pair_files(*folders)
     assert [pair.name for pair in pairs] == ["a", "b"] and pairs[1].label == folders[1] / "b.nii.gz"
-    prediction, label = read_pair(pairs[0], [2])
+    prediction, label = read_pair(pairs[0], TASK)
     assert prediction.spacing == pytest.approx([1, 2, 3]) and label.array.dtype == np.uint8
 
 
@@ -63,15 +66,15 @@ def test_two_files_of_a_case(folders: tuple[Path, Path]) -> None:
 def test_grids_and_values(folders: tuple[Path, Path]) -> None:
     pair = pair_files(*folders)[0]
     with pytest.raises(UserError, match=r"predictions/a.nii.gz holds the label value\(s\) 2; the task has \[0, 1, 7\]"):
-        read_pair(pair, [1, 7])
+        read_pair(pair, Task({"a": 1, "b": 7}))
     write(pair.label, np.full((3, 4, 5), 255, np.uint8), (1, 2, 3))
-    assert (read_pair(pair, [2], ignore_label=255)[1].array == 255).all()
+    assert (read_pair(pair, Task({"a": 2}, ignore_label=255))[1].array == 255).all()
     write(pair.label, np.zeros((3, 4, 6), np.uint8), (1, 2, 3))
     with pytest.raises(UserError, match=r"a.nii.gz does not lie on the grid.*\(3, 4, 5\) and \(3, 4, 6\)"):
-        read_pair(pair, [2])
+        read_pair(pair, TASK)
     write(pair.label, np.zeros((3, 4, 5), np.uint8), (1, 2, 4))
     with pytest.raises(UserError, match="spacing 1 x 2 x 3 mm against 1 x 2 x 4 mm"):
-        read_pair(pair, [2])
+        read_pair(pair, TASK)
 
 
 def test_pictures_have_no_spacing(tmp_path: Path) -> None:

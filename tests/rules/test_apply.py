@@ -13,8 +13,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from PIL import Image
-from rule_cases import SPACING
+from rule_cases import SPACING, write
 
+from scripts.data.images import load_image
 from scripts.errors import UserError
 from scripts.rules import ApplyPostprocessingd, apply_rules, load_rules
 from scripts.rules.apply import describe, find_rules, no_rules
@@ -155,6 +156,30 @@ def test_pictures(tmp_path: Path, label_map: np.ndarray) -> None:
         apply_to_folder(tmp_path / "raw", rules, tmp_path / "clean", overwrite=True, workers=0)
     with pytest.raises(UserError, match="cannot write to"):
         apply_to_folder(tmp_path / "raw", rules, tmp_path / "raw/a.png/x", workers=0)
+
+
+def test_volumes_of_one_slice_are_images_of_a_2d_task(tmp_path: Path) -> None:
+    """Learned in mm2 and with holes, and applied to a folder as inference applies them to what it has loaded."""
+    label = np.zeros((20, 20, 1), np.uint8)
+    label[2:10, 2:10], label[14:18, 4:8], label[14:17, 12:15] = 1, 3, 3
+    prediction = label.copy()
+    prediction[5, 5], prediction[3, 15:17] = 0, 3
+    for case in range(2):
+        write(tmp_path / f"predictions/{case}.nii.gz", prediction)
+        write(tmp_path / f"labels/{case}.nii.gz", label)
+    (tmp_path / "task.json").write_text(json.dumps({"labels": LABELS, "spatial_dims": 2, "slice_axis": None}))
+    folders = ["--predictions", str(tmp_path / "predictions"), "--workers", "0"]
+    learn = ["--labels", str(tmp_path / "labels"), "--config_file", str(tmp_path / "task.json"), "--held_out"]
+    main(["determine", *folders, *learn, "--output", str(tmp_path / "rules.json")])
+    rules = load_rules(tmp_path / "rules.json")
+    assert rules["classes"]["organ"]["fill_holes"] and rules["classes"]["lesion"]["min_size"]["unit"] == "mm2"
+
+    main(["apply", *folders, "--rules", str(tmp_path / "rules.json"), "--output_dir", str(tmp_path / "clean")])
+    cleaned = nib.load(tmp_path / "clean/0.nii.gz")
+    assert cleaned.shape == label.shape and np.array_equal(np.asarray(cleaned.dataobj), label)
+    loaded = {"pred": load_image(tmp_path / "predictions/0.nii.gz", 2, label=True)}
+    inferred = ApplyPostprocessingd(["pred"], LABELS, str(tmp_path / "rules.json"))(loaded)["pred"]
+    assert np.array_equal(inferred[0].numpy(), label[..., 0])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def mean_dice(root: Path, task: Task, rules: dict | None = None) -> dict[str, fl
     """The mean of case_scores' Dice over the folder, after the rules."""
     rows = []
     for pair in pair_files(root / "predictions", root / "labels"):
-        prediction, label = read_pair(pair, task.labels.values(), task.ignore_label)
+        prediction, label = read_pair(pair, task)
         cleaned = apply_rules(prediction.array, rules, prediction.spacing) if rules else prediction.array
         rows.append(case_scores(cleaned, label.array, task.labels, None, task.regions, task.ignore_label))
     return {name: float(np.nanmean([row[name]["dice"] for row in rows])) for name in rows[0]}

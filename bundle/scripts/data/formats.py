@@ -21,7 +21,7 @@ from ..errors import UserError
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
 from .geometry import placement_conflict
 
-__all__ = ["RawImage", "channel_conflicts", "drop_slice_axis", "itk_affine", "read_raw", "tiff_spacing_file"]
+__all__ = ["RawImage", "channel_conflicts", "drop_slice_axis", "itk_affine", "planar", "read_raw", "tiff_spacing_file"]
 
 # What Pillow's other modes become; L, RGB, I;16, I and F are read as they are.
 _PICTURE_MODES = {"1": "L", "LA": "L", "La": "L"} | dict.fromkeys(
@@ -85,6 +85,19 @@ def channel_conflicts(paths: Sequence[str | Path], images: Sequence[RawImage]) -
 def drop_slice_axis(shape: Sequence[int]) -> int | None:
     """The axis that makes a volume of one slice a 2D image: the last one of size 1; None if there is none."""
     return max((axis for axis, size in enumerate(shape) if size == 1), default=None) if len(shape) == 3 else None
+
+
+def planar(array: np.ndarray, affine: np.ndarray | None, dims: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A volume of one slice as a 2D image, the dropped axis last in its affine; everything else as it is.
+
+    Args:
+        array: (*spatial) or (channels, *spatial), with ``dims`` spatial axes.
+    """
+    axis = drop_slice_axis(array.shape[-dims:])
+    if axis is None:
+        return array, affine
+    columns = [*(other for other in range(3) if other != axis), axis, 3]
+    return array.squeeze(axis - 3), None if affine is None else affine[:, columns]
 
 
 def tiff_spacing_file(path: str | Path) -> Path:

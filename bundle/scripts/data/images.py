@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 
 from ..errors import UserError
 from .files import replacing
-from .formats import RawImage, channel_conflicts, drop_slice_axis, read_raw
+from .formats import RawImage, channel_conflicts, planar, read_raw
 from .geometry import affine_problem, grid_conflict
 from .writing import copy_tiff_spacing, write_like
 
@@ -148,11 +148,8 @@ def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) 
 
 def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:
     array, affine = raw.array, raw.affine
-    slice_axis = drop_slice_axis(array.shape[1:]) if spatial_dims == 2 else None
-    if slice_axis is not None:
-        array = array.squeeze(slice_axis + 1)
-        if affine is not None:  # the dropped axis moves to the end
-            affine = affine[:, [*(axis for axis in range(3) if axis != slice_axis), slice_axis, 3]]
+    if spatial_dims == 2:
+        array, affine = planar(array, affine, array.ndim - 1)
     if array.ndim - 1 != spatial_dims:
         raise UserError(f"{path} has {array.ndim - 1} spatial dimensions, the network takes {spatial_dims}")
     if affine is not None and (problem := affine_problem(affine)):

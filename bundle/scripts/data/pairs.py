@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 
 from ..errors import UserError
 from .files import case_name, list_images
-from .formats import read_raw
+from .formats import planar, read_raw
 from .geometry import placement_conflict, spacing_of
+from .task import Task
 
 __all__ = ["LabelMap", "Pair", "files_by_case", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
 
@@ -79,12 +80,13 @@ def pair_files(predictions: str | Path, labels: str | Path, allow_missing: bool 
     return pairs
 
 
-def read_label_map(path: Path, values: Iterable[int]) -> LabelMap:
+def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = None) -> LabelMap:
     """Read a label map in its own integer type, where it has one.
 
     Args:
         path: an image file.
         values: what it may hold besides 0.
+        image_dims: of the task's images; where it is 2, a volume of one slice is a 2D image, as in inference.
 
     Raises:
         UserError: it cannot be read, has several channels, or holds other values; the message names them.
@@ -92,7 +94,9 @@ def read_label_map(path: Path, values: Iterable[int]) -> LabelMap:
     raw = read_raw(path, label=True)
     if len(raw.array) != 1:
         raise UserError(f"{path} has {len(raw.array)} channels, a label map has one")
-    array = raw.array[0]
+    array, affine = raw.array[0], raw.affine
+    if image_dims == 2:
+        array, affine = planar(array, affine, array.ndim)
     known = [0, *values]
     unknown = [value for value in _values_in(array) if value not in known]
     if unknown:
@@ -101,22 +105,18 @@ def read_label_map(path: Path, values: Iterable[int]) -> LabelMap:
     if not np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.int32)
     array = np.ascontiguousarray(array)  # NIfTI's come in Fortran order, which slows down what follows
-    return LabelMap(array, None if raw.affine is None else spacing_of(raw.affine, array.ndim), raw.affine)
+    return LabelMap(array, None if affine is None else spacing_of(affine, array.ndim), affine)
 
 
-def read_pair(pair: Pair, values: Iterable[int], ignore_label: int | None = None) -> tuple[LabelMap, LabelMap]:
-    """Read a prediction and its label.
-
-    Args:
-        values: of the foreground classes.
-        ignore_label: a further value that the label may hold.
+def read_pair(pair: Pair, task: Task) -> tuple[LabelMap, LabelMap]:
+    """Read a prediction and its label, which may hold the task's ignore_label too.
 
     Raises:
         UserError: one of them cannot be read or holds unknown values, or they lie on different grids.
     """
-    values = list(values)
-    prediction = read_label_map(pair.prediction, values)
-    label = read_label_map(pair.label, values if ignore_label is None else [*values, ignore_label])
+    values, ignored = list(task.labels.values()), [] if task.ignore_label is None else [task.ignore_label]
+    prediction = read_label_map(pair.prediction, values, task.image_dims)
+    label = read_label_map(pair.label, values + ignored, task.image_dims)
     if conflict := placement_conflict(prediction.array.shape, prediction.affine, label.array.shape, label.affine):
         raise UserError(f"{pair.prediction} does not lie on the grid of its label {pair.label} ({conflict})")
     return prediction, label

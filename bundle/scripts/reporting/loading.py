@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.files import TIFF_SUFFIXES, image_suffix
-from ..data.formats import channel_conflicts, drop_slice_axis, read_raw
+from ..data.formats import channel_conflicts, planar, read_raw
 from ..data.geometry import affine_problem, placement_conflict, spacing_of
 from ..data.task import Task
 from ..errors import UserError
@@ -49,12 +49,8 @@ class Loaded:
 
     def planar(self) -> Loaded:
         """A volume of one slice as a two-dimensional image; everything else as it is."""
-        axis = drop_slice_axis(self.shape)
-        if axis is None:
-            return self
-        columns = [*(other for other in range(3) if other != axis), axis, 3]
-        affine = None if self.affine is None else self.affine[:, columns]
-        return Loaded(self.path, self.array.squeeze(axis - 3), 2, affine)
+        array, affine = planar(self.array, self.affine, self.dims)
+        return Loaded(self.path, array, self.dims - self.array.ndim + array.ndim, affine)
 
 
 def load_label_map(path: Path, task: Task) -> Loaded:

@@ -5,7 +5,8 @@ A file holds, beside the evidence it was decided on,
      "largest_component_of_foreground": true,
      "classes": {"liver": {"largest_component": true, "min_size": null, "fill_holes": true},
                  "tumour": {"largest_component": false, "min_size": {"value": 0.05, "unit": "ml"}, …}}}
-and is applied in this order: components of the whole foreground, components of each class, holes.
+and is applied in this order: components of the whole foreground, components of each class, holes. Where
+"image_dims" says 2, volumes of one slice in a folder of predictions are 2D images, as they are in inference.
 """
 
 from __future__ import annotations

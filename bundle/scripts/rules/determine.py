@@ -43,10 +43,10 @@ def determine(pairs: Sequence[Pair], task: Task, workers: int | None = None) -> 
         workers: processes, see map_cases.
 
     Returns:
-        Rules with their evidence, ready for postprocessing.json: "cases", "dice_before" and "dice_after" (class or
-        region -> mean, null where undefined), "defined_cases" (where it is defined before) and "steps", one for each
-        candidate in the order tried: {"rule", "class", "value", "adopted", "reason", "before", "after",
-        "cases_improved", "cases_degraded"} (of the class's Dice, or of the mean over classes).
+        Rules with the task's image_dims and their evidence, ready for postprocessing.json: "cases", "dice_before" and
+        "dice_after" (class or region -> mean, null where undefined), "defined_cases" (where it is defined before) and
+        "steps", one for each candidate in the order tried: {"rule", "class", "value", "adopted", "reason", "before",
+        "after", "cases_improved", "cases_degraded"} (of the class's Dice, or of the mean over classes).
 
     Raises:
         UserError: fewer than two cases, cases that cannot be used (all are listed), no foreground at all, or cases
@@ -138,13 +138,14 @@ class Search:
     def result(self) -> Rules:
         start, end = self.start, self.dice(self.confusion)
         return self.rules | {
+            "image_dims": self.task.image_dims,
             "evidence": {
                 "cases": len(self.reference),
                 "dice_before": {name: _mean(values) for name, values in start.items()},
                 "dice_after": {name: _mean(values) for name, values in end.items()},
                 "defined_cases": {name: int(np.isfinite(values).sum()) for name, values in start.items()},
                 "steps": self.steps,
-            }
+            },
         }
 
     def _try_class(self, name: str, rule: str, values: Sequence[Any]) -> None:

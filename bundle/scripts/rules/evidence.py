@@ -57,7 +57,7 @@ def component_evidence(pair: Pair, task: Task) -> CaseEvidence:
     Raises:
         UserError: see read_pair.
     """
-    prediction, label = read_pair(pair, task.labels.values(), task.ignore_label)
+    prediction, label = read_pair(pair, task)
     expected = _reference_indices(label, task)
     voxel, unit = voxel_measure(prediction.array.ndim, prediction.spacing)
     reference = sum(np.bincount(part.ravel(), minlength=len(task.labels) + 2) for part in expected)[:-1]
@@ -70,7 +70,7 @@ def hole_evidence(pair: Pair, task: Task, rules: Rules) -> np.ndarray:
     Returns:
         (1 + classes, 1 + classes): voxels in holes of each class (row) on each reference class (column).
     """
-    prediction, label = read_pair(pair, task.labels.values(), task.ignore_label)
+    prediction, label = read_pair(pair, task)
     holes = find_holes(remove_components(prediction.array, rules, prediction.spacing))
     counts = np.zeros((len(task.labels) + 1, len(task.labels) + 2), np.int64)
     where = holes > 0

@@ -58,7 +58,7 @@ def apply_to_folder(
 
 def _clean_file(paths: tuple[Path, Path], rules: Mapping[str, Any]) -> None:
     source, target = paths
-    label_map = read_label_map(source, rules["labels"].values())
+    label_map = read_label_map(source, rules["labels"].values(), rules.get("image_dims"))
     cleaned = apply_rules(label_map.array, rules, label_map.spacing)
     try:
         save_label_map(target, cleaned, like=source)
