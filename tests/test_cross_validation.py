@@ -99,6 +99,8 @@ def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, cap
     check_held_out(together / "predictions", [f"gap_{i}" for i in range(4)])
 
     before = files_of(tmp_path / "run/fold_1")
+    recorded = json.loads((tmp_path / "run/fold_1/evaluation/metrics.json").read_text())["settings"]
+    assert recorded["tta"] == "false" and recorded["overlap"] == 0.25 and recorded["postprocessing_rules"] == "none"
     assert main(command) == 0
     assert files_of(tmp_path / "run/fold_1") == before
     assert "fold 1: evaluated already" in capfd.readouterr().out
@@ -146,8 +148,9 @@ def short_run(folder: Path) -> None:
     """A fold that was trained for two epochs and evaluated."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    for name in ("model.pt", "checkpoint.pt", "model_final.pt", "evaluation/metrics.json"):
+    for name in ("model.pt", "checkpoint.pt", "model_final.pt"):
         (folder / name).touch()
+    (folder / "evaluation/metrics.json").write_text("{}")
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -238,6 +241,24 @@ def test_an_evaluation_of_other_cases_does_not_count(tmp_path: Path) -> None:
     assert not fold.evaluated, "as after an evaluation with --limit_cases"
 
 
+def test_an_evaluation_by_other_settings_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    commands = []
+    monkeypatch.setattr(cross_validation, "_run", lambda command, fold: commands.append(command[4]))
+    given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0", "--overlap", "0.25"]
+    short_run(tmp_path / "fold_0")
+    checkpoint = str(tmp_path / "fold_0/model.pt")
+    done = {"tta": True, "overlap": 0.25, "postprocessing_rules": "none", "checkpoint": checkpoint, "gone": 1}
+    for by_hand in ({}, {"tta": "false"}, {"overlap": 0.5}, {"mirror_axes": [0]}, {"checkpoint": "model_final.pt"}):
+        metrics = tmp_path / "fold_0/evaluation/metrics.json"
+        metrics.write_text(json.dumps({"settings": done | by_hand}))
+        main([*given, "--epochs", "2"])
+        assert commands == ["evaluating"] * bool(by_hand), by_hand
+        assert all(f"evaluated with {key}" in capsys.readouterr().out for key in by_hand)
+        commands.clear()
+
+
 def test_a_fold_that_was_trained_otherwise_is_refused(tmp_path: Path, split_file: Path) -> None:
     files, folder = [str(TRAIN)], tmp_path / "fold_0"
     fold = Settings(files, ["--output_dir", str(tmp_path), "--splits", str(split_file)]).fold(0)
@@ -247,6 +268,18 @@ def test_a_fold_that_was_trained_otherwise_is_refused(tmp_path: Path, split_file
     Settings(files, [*options, "8"]).check(fold)
     with pytest.raises(UserError, match="was trained with init_filters 8: give that again"):
         Settings(files, [*options, "16"]).check(fold)
+    trained = {"spacing": [1, 1, 2], "labels": {"kidney": 1, "cyst": 5}, "fold": 0}
+    (folder / "settings.json").write_text(json.dumps(trained))
+    given = [*options[:-1], "--labels", "{'kidney': 1, 'cyst': 5}", "--spacing"]
+    Settings(files, [*given, "[1.0,1.0,2.0]"]).check(fold)
+    with pytest.raises(UserError, match=r"was trained with spacing \[1, 1, 2\]: give that again"):
+        Settings(files, [*given, "[1,1,1]"]).check(fold)
+    with pytest.raises(UserError, match=r"was trained with spacing \[1, 1, 2\], labels \{'kidney': 1, 'cyst': 5\}"):
+        Settings(files, options[:-1]).check(fold)  # the overlay's, not the command line's
+    (folder / "settings.json").write_text('{"fold": 3}')
+    with pytest.raises(UserError, match="was trained with fold 3"):
+        Settings(files, options[:-1]).check(fold)
+    (folder / "settings.json").unlink()
     (folder / "cases.json").write_text(json.dumps({"training": [], "validation": ["another"]}))
     with pytest.raises(UserError, match="was trained with another --splits"):
         Settings(files, ["--output_dir", str(tmp_path), "--splits", str(split_file)]).check(fold)

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["as_config_files", "as_flag", "as_typed", "check_ids", "option_values", "or_none", "start"]
+__all__ = ["as_config_files", "as_flag", "as_typed", "check_ids", "differing", "option_values", "or_none", "start"]
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
@@ -85,6 +85,12 @@ def as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: words.get(value.lower(), value) if isinstance(value, str) else value for key, value in settings.items()
     }
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that are in both and differ, typed on a command line, as Python or as JSON keeps them."""
+    before, now = (as_typed(json.loads(json.dumps(settings))) for settings in (before, now))
+    return [key for key in now if key in before and before[key] != now[key]]
 
 
 def _keep_freed_memory() -> None:

@@ -20,9 +20,10 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from .command_line import as_config_files, as_typed, option_values, or_none
+from .command_line import as_config_files, differing, option_values, or_none
 from .data.datalist import read_splits
 from .data.files import case_name, replacing
 from .data.layouts import NUM_FOLDS
@@ -36,6 +37,7 @@ __all__ = ["Fold", "gather", "main"]
 
 BUNDLE_ROOT = Path(__file__).parents[1]
 EVALUATION = str(BUNDLE_ROOT / "configs/evaluate.json")
+RAW = {"postprocessing_rules": "none"}
 SET_BY_FOLD = ("fold", "resume", "checkpoint", "evaluation_dir", "predictions_dir")
 EXIT_STATUS = """exit status:
   0  every fold asked for is finished and scored
@@ -44,11 +46,18 @@ EXIT_STATUS = """exit status:
 
 
 class Fold(NamedTuple):
-    """One fold's run: its number, its folder, which training and evaluation fill, and the epochs it is to reach."""
+    """One fold's run.
+
+    Args:
+        folder: which training and evaluation fill.
+        epochs: that it is to reach.
+        scored_with: the settings that its scores are to be made with.
+    """
 
     number: int
     folder: Path
     epochs: int
+    scored_with: Mapping[str, Any] = {}
 
     @property
     def ended(self) -> bool:
@@ -72,10 +81,19 @@ class Fold(NamedTuple):
 
     @property
     def evaluated(self) -> bool:
-        """Whether the scores of all held-out cases are there and newer than the weights that they belong to."""
+        """Whether the scores of all held-out cases are there, newer than the weights, and made as they are to be."""
         scores, weights = self.evaluation / "metrics.json", self.folder / "model.pt"
         newer = scores.is_file() and weights.is_file() and scores.stat().st_mtime >= weights.stat().st_mtime
-        return newer and (self.held_out is None or self.held_out == {row["case"] for row in self.scores()})
+        if not newer or self.scored_otherwise:
+            return False
+        return self.held_out is None or self.held_out == {row["case"] for row in self.scores()}
+
+    @property
+    def scored_otherwise(self) -> list[str]:
+        """The settings that the scores were made with where they are to be others, such as "tta False"."""
+        file = self.evaluation / "metrics.json"
+        settings = json.loads(file.read_text(encoding="utf-8")).get("settings", {}) if file.is_file() else {}
+        return [f"{key} {settings[key]}" for key in differing(settings, self.scored_with)]
 
     @property
     def held_out(self) -> set[str] | None:
@@ -100,19 +118,24 @@ class Settings:
                 raise UserError(f"--{name}: cross-validation sets it itself, fold by fold; leave it out")
         self.root = values.pop("output_dir", None)
         parser = _read_configs(self.files)
-        own = {name: _literal(value) for name, value in values.items() if "#" not in name and "::" not in name}
-        parser.update({"bundle_root": str(BUNDLE_ROOT), **own})
+        # as monai.bundle reads a command line's words
+        own = {name: DefaultParseValue(value) for name, value in values.items() if "#" not in name and "::" not in name}
+        self.own = {"bundle_root": str(BUNDLE_ROOT), **own}
+        parser.update(self.own)
         self.bundle_root = str(parser.get_parsed_content("bundle_root"))
         if self.root is None:
             parser.update({"fold": 0})
             self.root = str(Path(parser.get_parsed_content("output_dir")).parent)
         self.splits = or_none(parser.get_parsed_content("splits"))
-        self.given = as_typed(own)
         self.epochs = parser.get_parsed_content("epochs")
         check_settings(epochs=self.epochs)
 
     def fold(self, number: int) -> Fold:
-        return Fold(number, Path(self.root) / f"fold_{number}", self.epochs)
+        folder = Path(self.root) / f"fold_{number}"
+        parser = self._parser([*self.files, EVALUATION], number)
+        raw = {} if "postprocessing_rules" in self.own else RAW
+        parser.update({"output_dir": str(folder), **raw})
+        return Fold(number, folder, self.epochs, parser.get_parsed_content("scored_with"))
 
     def count(self) -> int:
         """Number of folds: the split file's, else nnU-Net's five."""
@@ -125,9 +148,10 @@ class Settings:
             UserError: names what differs.
         """
         file = fold.folder / "settings.json"
-        trained = as_typed(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-        single = {key: value for key, value in trained.items() if not isinstance(value, (dict, list))}
-        changed = [f"{key} {value}" for key, value in single.items() if self.given.get(key, value) != value]
+        trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        parser = self._parser(self.files, fold.number)
+        now = {key: parser.get_parsed_content(key) for key in trained if key in parser}
+        changed = [f"{key} {trained[key]}" for key in differing(trained, now)]
         if self.splits and fold.held_out not in (None, {*read_splits(self.splits)[fold.number]["val"]}):
             changed.append("another --splits")
         if changed:
@@ -146,8 +170,13 @@ class Settings:
 
     def evaluation(self, fold: Fold) -> list[str]:
         """The command that predicts and scores a fold's held-out cases: raw, since rules are learned from them."""
-        raw = {} if "postprocessing_rules" in option_values(self.overrides) else {"postprocessing_rules": "none"}
+        raw = {} if "postprocessing_rules" in self.own else RAW
         return self._command("evaluating", fold, [*self.files, EVALUATION], self.overrides, raw)
+
+    def _parser(self, files: Sequence[str], fold: int) -> ConfigParser:
+        parser = _read_configs(files)
+        parser.update({**self.own, "fold": fold})
+        return parser
 
     def _command(
         self, run_id: str, fold: Fold, files: Sequence[str], overrides: Sequence[str], more: Mapping[str, str]
@@ -173,7 +202,8 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
     else:
-        print(f"fold {fold.number}: evaluating", flush=True)
+        otherwise = f" again, since it was evaluated with {', '.join(fold.scored_otherwise)}"
+        print(f"fold {fold.number}: evaluating{otherwise if fold.scored_otherwise else ''}", flush=True)
         _run(settings.evaluation(fold), fold)
 
 
@@ -307,14 +337,6 @@ def _read_configs(files: Sequence[str]) -> ConfigParser:
             "as for training"
         )
     return parser
-
-
-def _literal(value: str) -> Any:
-    """A command line's word as monai.bundle reads it."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def _without(words: Sequence[str], ids: Collection[str]) -> list[str]:

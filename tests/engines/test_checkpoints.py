@@ -83,7 +83,7 @@ def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(
     check_preparation(tmp_path / "model.pt", {"spacing": (1, 1), "crop_nonzero": False, "labels": {"a": 1}})
     assert not caplog.records
     check_preparation(tmp_path / "model.pt", {"spacing": "null", "crop_nonzero": False})
-    assert "were trained with spacing [1, 1], now it is None: predictions may be wrong" in caplog.text
+    assert "were trained with spacing [1, 1], now it is null: predictions may be wrong" in caplog.text
 
 
 def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..command_line import as_flag, as_typed
+from ..command_line import as_flag, as_typed, differing
 from ..data.files import replacing
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
@@ -180,11 +180,8 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
 def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
     """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so."""
     file = Path(path).parent / SETTINGS
-    trained = as_typed(json.loads(file.read_text())) if file.is_file() else {}
-    now = as_typed(json.loads(json.dumps(preparation)))
-    changed = [
-        f"{key} {trained[key]}, now it is {value}" for key, value in now.items() if trained.get(key, value) != value
-    ]
+    trained = json.loads(file.read_text()) if file.is_file() else {}
+    changed = [f"{key} {trained[key]}, now it is {preparation[key]}" for key in differing(trained, preparation)]
     if changed:
         logger.warning(
             f"the weights {path} were trained with {'; '.join(changed)}: predictions may be wrong, unless that is what "
@@ -246,11 +243,9 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    old = as_typed(json.loads(path.read_text())) if path.is_file() else settings
+    old = as_typed(json.loads(path.read_text())) if path.is_file() else {}
     # A run of an older version may not have noted everything.
-    changed = [
-        f"{key} was {old[key]}, now {settings[key]}" for key in settings if old.get(key, settings[key]) != settings[key]
-    ]
+    changed = [f"{key} was {old[key]}, now {settings[key]}" for key in differing(old, settings)]
     if changed:
         raise UserError(f"the run in {path.parent} cannot go on with other settings: {'; '.join(changed)}")
 

@@ -32,6 +32,7 @@ class SaveScores:
         labels: name -> value of the foreground classes.
         regions: name -> names of the labels whose union is scored too.
         ignore_label: value of voxels that are left out, or None.
+        settings: what the scores depend on, kept in metrics.json, so that cross-validation knows them again.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class SaveScores:
         labels: Mapping[str, int],
         regions: Mapping[str, Sequence[str]] | None = None,
         ignore_label: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
         self.regions = dict(regions or {})
         self.ignore_label = or_none(ignore_label)
+        self.settings = dict(settings or {})
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -81,5 +84,6 @@ class SaveScores:
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
         write_csv(self.output_dir / "metrics.csv", rows)
-        write_json(self.output_dir / "metrics.json", {"cases": cases, "classes": summary, "per_case": rows})
+        content = {"settings": self.settings, "cases": cases, "classes": summary, "per_case": rows}
+        write_json(self.output_dir / "metrics.json", content)
         logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
