@@ -218,6 +218,13 @@ def test_an_unknown_fold_is_refused_before_anything_runs(tmp_path: Path, split_f
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("which", ["--fold", "--folds"])
+def test_no_fold_is_all(which: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--config_file", str(TRAIN), which, "all"])
+    assert f"{which}: 'all' holds nothing out: for that run training itself" in capsys.readouterr().err
+
+
 def finished(folder: Path, number: int, scores: dict[str, float | None], ending: str = ".nii.gz") -> Fold:
     """A fold as evaluation leaves it, with a file for each case's prediction."""
     fold = Fold(number, folder / f"fold_{number}", epochs=1)

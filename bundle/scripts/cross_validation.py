@@ -271,9 +271,18 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument("--config_file", required=True, help="the training config, or a list of it and overlays")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--folds", type=int, nargs="+", metavar="K", help="which folds (default: all)")
-    which.add_argument("--fold", type=int, metavar="K", help="this fold alone, nothing put together")
+    which.add_argument("--folds", type=_number, nargs="+", metavar="K", help="which folds (default: all)")
+    which.add_argument("--fold", type=_number, metavar="K", help="this fold alone, nothing put together")
     return parser.parse_known_args(argv)
+
+
+def _number(word: str) -> int:
+    if word == "all":
+        raise argparse.ArgumentTypeError("'all' holds nothing out: for that run training itself")
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be the number of a fold, not {word}") from None
 
 
 def _kind_of_training(fold: Fold) -> str:

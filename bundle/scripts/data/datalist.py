@@ -97,7 +97,8 @@ def _patient_folds(dataset: DatasetDescription, names: Sequence[str]) -> list[tu
     if len(patients) < NUM_FOLDS:
         unit = "patient" if dataset.patients else "training case"
         raise UserError(
-            f"{dataset.folder} has {len(patients)} {unit}(s), too few for {NUM_FOLDS} folds: use --fold all"
+            f"{dataset.folder} has {len(patients)} {unit}(s), too few for {NUM_FOLDS} folds: give folds of your own "
+            "with --splits FILE, which cross-validation takes too, or train on all cases with --fold all"
         )
     folds = []
     for _, held_out in k_fold(len(patients)):
