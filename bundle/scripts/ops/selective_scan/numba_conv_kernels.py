@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numba_kernels import compiled
+from .numba_cache import compiled
 from .numba_lanes import LANES, get_at, one, put_at, sigmoid, zero
 
 __all__ = ["convolve", "convolve_range", "gradients_range"]

@@ -14,36 +14,14 @@ States and A are (..., state, LANES), padded with zero channels; A is times log2
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from .numba_cache import compiled
 from .numba_lanes import LANES, exp2_parts, get, get_at, ln_2, one, put, put_at, sigmoid, softplus, splat, total, zero
 
-__all__ = ["LANES", "TILE", "backward", "compiled", "forward"]
+__all__ = ["LANES", "TILE", "backward", "forward"]
 
 TILE = 64  # steps of a tile; in training the state before each tile is kept for backward
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled on first call, and kept on disk where Numba finds a place that it may write.
-
-    Numba looks at this file's date only: after a change of numba_lanes, delete the __pycache__ beside it.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError as error:
-        warnings.warn(
-            f"Numba compiles the selective scan anew in each process, which takes seconds: {error}. "
-            "Set NUMBA_CACHE_DIR to a folder that can be written.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return njit(**options)(function)
 
 
 # --- rows of a tile ---
