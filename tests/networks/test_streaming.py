@@ -8,11 +8,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.autograd import forward_ad
 
 from scripts.networks import streaming
 from scripts.networks.streaming import can_stream, should_stream, stream_vss_layer
 from scripts.networks.vss import VSSLayer
-from scripts.ops.selective_scan import backend_report
+from scripts.ops.selective_scan import BackendError, backend_report
 
 BACKENDS = [name for name in ("numba", "chunked") if backend_report("cpu")[name] is None]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -148,6 +149,17 @@ def test_hooks_are_called_in_inference_too() -> None:
     with torch.no_grad():
         layer(torch.zeros(1, 8, 4, 4))
     assert called == [True]
+
+
+def test_forward_mode_in_inference() -> None:
+    """Streaming would drop the tangent, and with it all but the skip's share."""
+    layer, x, tangent = make_layer(4, 4, "naive", torch.float64), *torch.randn(2, 1, 4, 6, 5, dtype=torch.float64)
+    expected = torch.func.jvp(layer, (x,), (tangent,))[1].detach()
+    with torch.no_grad(), forward_ad.dual_level():
+        actual = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    torch.testing.assert_close(actual, expected)
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(BackendError, match="backend='naive'"):
+        make_layer(8, 8, "auto", torch.float64)(forward_ad.make_dual(*torch.randn(2, 1, 8, 6, 5, dtype=torch.float64)))
 
 
 def test_when_it_can_stream() -> None:

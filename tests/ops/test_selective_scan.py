@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from scripts.ops.selective_scan import (
     BackendError,
@@ -183,6 +184,31 @@ def test_gradient_through_one_output_only(backend: str) -> None:
                 result = scan({**inputs, name: leaf}, chosen)[output]
                 grads.append(torch.autograd.grad(result.square().sum(), leaf)[0])
             assert_close(grads[0], grads[1], 1e-9, name)
+
+
+@pytest.mark.parametrize("name", ["u", "A", "initial_state"])
+def test_forward_mode(name: str) -> None:
+    """The tangent of naive is that of the gradients; no other backend drops it without a word."""
+    inputs = make_inputs(2, 9, 3, 2, OPTIONAL)
+    tangent = torch.randn_like(inputs[name])
+
+    def run(x: Tensor, backend: str = "naive") -> Tensor:
+        return scan(inputs | {name: x}, backend)[0]
+
+    y, dy = torch.func.jvp(run, (inputs[name],), (tangent,))
+    v = torch.randn_like(y)
+    _, pull_back = torch.func.vjp(run, inputs[name])
+    assert_close((v * dy).sum(), (pull_back(v)[0] * tangent).sum(), 1e-10, name)
+    for backend in FASTER:
+        for grad in (False, True):
+            with (
+                torch.set_grad_enabled(grad),
+                forward_ad.dual_level(),
+                pytest.raises(BackendError, match=f"'{backend}' cannot differentiate in forward mode.*'naive'"),
+            ):
+                run(forward_ad.make_dual(inputs[name], tangent), backend)
+        with forward_ad.dual_level():  # of something else
+            assert_close(run(inputs[name], backend), y, 1e-10, "y")
 
 
 @each_backend

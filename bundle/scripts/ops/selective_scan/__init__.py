@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import chunked, cuda_gpu, mamba_ssm, naive, numba_cpu, triton_gpu
 
@@ -89,7 +90,8 @@ def selective_scan(
         y_t = (C_t . h_t + D u_t) SiLU(z_t)
 
     The state, delta, A and all sums are fp32 (fp64 if u is fp64), also under autocast: half precision in
-    exp(delta A) destroys long memory. Differentiable in every tensor argument.
+    exp(delta A) destroys long memory. Differentiable in every tensor argument; in forward mode (torch.func.jvp)
+    with the backend "naive" only.
 
     Args:
         u: input, (batch, length, channels), fp16, bf16, fp32 or fp64.
@@ -112,10 +114,17 @@ def selective_scan(
     Raises:
         ValueError: a shape does not fit, there are no elements, or u is not floating point; it names the argument.
         ValueError: the tensors are not all on one device.
-        BackendError: `backend` is unknown or cannot run on u's device.
+        BackendError: `backend` is unknown or cannot run on u's device, or an argument carries a tangent of forward-mode
+            differentiation, which all backends but "naive" would drop.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    chosen = _BACKENDS[choose_backend(u.device, backend, u.dtype)]
+    name = choose_backend(u.device, backend, u.dtype)
+    if name != "naive" and _carry_tangent(u, delta, A, B, C, D, z, delta_bias, initial_state):
+        raise BackendError(
+            f"selective scan backend {name!r} cannot differentiate in forward mode (torch.func.jvp, forward_ad): ask "
+            "for backend='naive', as in LightMUNet(..., backend='naive')"
+        )
+    chosen = _BACKENDS[name]
     with _without_autocast(u.device):
         y, last_state = chosen.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     return (y, last_state) if return_last_state else y
@@ -161,6 +170,12 @@ def _check(
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
         if tensor.device != u.device:
             raise ValueError(f"{name}: expected on {u.device} like u, got on {tensor.device}")
+
+
+def _carry_tangent(*tensors: Tensor | None) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from . import chunked
@@ -80,8 +81,10 @@ def scan(
 
 
 def needs_plain_operations(x: Tensor) -> bool:
-    """Whether x is being traced, exported or compiled, which cannot see into Numba's functions."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+    """Whether x is being traced, exported, compiled or derived forward, which cannot see into Numba's functions."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return True
+    return forward_ad._current_level >= 0  # inside forward_ad.dual_level or torch.func.jvp
 
 
 class _Scan(torch.autograd.Function):
