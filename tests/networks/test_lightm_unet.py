@@ -218,6 +218,8 @@ def test_unsuitable_input_is_refused(shape: tuple[int, ...], message: str) -> No
     [
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
         ({"blocks_up": (1, 1)}, "one entry fewer"),
+        ({"norm": "BATCH", "use_checkpoint": True}, "use_checkpoint would update the running statistics"),
+        ({"norm": ("instance", {"track_running_stats": True}), "use_checkpoint": True}, "running statistics"),
         ({"scan_order": "spiral"}, "scan_order must be one of raster, alternating, axes, bidirectional, not 'spiral'"),
         ({"strides": [(2, 2), (2, 2)]}, "3 entries of 2 numbers"),
         ({"strides": [(2, 2), (2, 4), (2, 2)]}, "each 1 or 2"),

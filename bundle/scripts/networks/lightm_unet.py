@@ -58,7 +58,8 @@ class LightMUNet(nn.Module):
             thresholds turn intensities into directions from the start.
         drop_path: stochastic depth (Huang et al., arXiv 1603.09382), in training: the probability with which the last
             residual VSS block is left out for an image; the blocks before it less often, in proportion.
-        use_checkpoint: recompute each encoder block in the backward pass: less memory, more time.
+        use_checkpoint: recompute each encoder block in the backward pass: less memory, more time. Not for norms with
+            running statistics, such as BATCH.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
     Input (batch, in_channels, *spatial), float; every spatial size a multiple of the product of its axis'
@@ -66,8 +67,8 @@ class LightMUNet(nn.Module):
 
     Raises:
         ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, scan_order or stem is none
-            of the above, drop_path is none from 0 to below 1, or (in ``forward``) the input's number of dimensions,
-            channels or its size does not suit the network.
+            of the above, drop_path is none from 0 to below 1, use_checkpoint meets running statistics,
+            or (in ``forward``) the input's number of dimensions, channels or its size does not suit the network.
     """
 
     def __init__(
@@ -129,6 +130,11 @@ class LightMUNet(nn.Module):
         )
         if norm_bias:
             _spread_biases(self, norm_bias)
+        if use_checkpoint and any(getattr(module, "track_running_stats", False) for module in self.modules()):
+            raise ValueError(
+                f"use_checkpoint would update the running statistics of norm {norm!r} twice a step, since it computes "
+                "each encoder block twice: choose GROUP or INSTANCE, or leave out use_checkpoint"
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
