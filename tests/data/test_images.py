@@ -13,9 +13,10 @@ import tifffile
 from generators import oblique, write_image
 from hypothesis import given, settings
 from nibabel.affines import apply_affine
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from scripts.data.files import list_images, prediction_suffix, replacing
+from scripts.data.headers import read_header
 from scripts.data.images import LoadCased, load_image, save_label_map, save_probabilities
 from scripts.errors import UserError
 
@@ -294,3 +295,65 @@ def test_the_ignore_label_is_no_undeclared_value(case: dict[str, str]) -> None:
     assert LoadCased(["label"], 3, 1, {"a": 1}, ignore_label=9)({"label": case["label"]})["label"].max() == 9
     with pytest.raises(UserError, match="value"):
         LoadCased(["label"], 3, 1, {"a": 1})({"label": case["label"]})
+
+
+@pytest.mark.parametrize("ending", [".MHA", ".MHD", ".NRRD", ".NHDR", ".NII.GZ", ".TIF", ".PNG"])
+def test_endings_in_upper_case(tmp_path: Path, ending: str) -> None:
+    flat = ending in (".TIF", ".PNG")
+    array = RNG.integers(0, 9, (1, 5, 6) if flat else (1, 4, 5, 6), np.uint8)
+    path = write_image(tmp_path / f"a{ending.lower()}", array, np.eye(4)).rename(tmp_path / f"a{ending}")
+    image = load_image(path, 2 if flat else 3)
+    assert np.array_equal(image, array)
+    save_label_map(tmp_path / f"out{prediction_suffix(path)}", array[0], like=path)
+    assert np.array_equal(load_image(tmp_path / f"out{prediction_suffix(path)}", 2 if flat else 3), array)
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    path = volume(tmp_path / "a.nii.gz", np.ones((4, 5, 6), np.complex64))
+    with pytest.raises(UserError, match="complex numbers: store its magnitude"):
+        load_image(path, 3)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").symlink_to("gone.nii")
+    assert list_images(tmp_path) == [tmp_path / "a.nii"]
+    with pytest.raises(UserError, match="is missing"):
+        load_image(tmp_path / "a.nii", 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_grey_pictures_stored_in_colour_are_one_channel(tmp_path: Path, mode: str) -> None:
+    pixels = RNG.integers(0, 255, (6, 8), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).convert(mode).save(path)
+    assert np.array_equal(LoadCased(["image"], 2, 1, {"a": 1})({"image": str(path)})["image"], pixels[None])
+    assert LoadCased(["image"], 2, 3, {"a": 1})({"image": str(path)})["image"].shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_lie_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
+    shown = np.zeros((16, 24), np.uint8)
+    shown[:8, :8] = 255
+    turned = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    picture = Image.fromarray(shown)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = picture.transpose(turned[orientation]) if orientation in turned else picture
+    stored.save(tmp_path / "a.png", exif=exif)
+    image = load_image(tmp_path / "a.png", 2)
+    assert read_header(tmp_path / "a.png") == (list(image.shape[1:]), None, 1)
+    if orientation in (1, *turned):
+        assert np.array_equal(image[0], shown)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_in_an_image_zero_is_black(tmp_path: Path, kind: type) -> None:
+    pixels = RNG.integers(0, 200, (16, 24)).astype(kind)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="miniswhite")
+    assert np.array_equal(load_image(path, 2)[0], np.iinfo(kind).max - pixels)
+    assert np.array_equal(load_image(path, 2, label=True)[0], pixels)
+    white_is_zero = {TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: 0}
+    Image.fromarray(pixels).save(tmp_path / "b.tif", compression="tiff_lzw", tiffinfo=white_is_zero)
+    inverted = kind is np.uint8  # by Pillow, when it writes
+    assert np.array_equal(load_image(tmp_path / "b.tif", 2)[0], pixels if inverted else np.iinfo(kind).max - pixels)

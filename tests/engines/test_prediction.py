@@ -132,3 +132,22 @@ def test_predictions_do_not_lie_among_the_images(tmp_path: Path) -> None:
     folder = touch(tmp_path / "in", "a_0000.png")
     with pytest.raises(UserError, match="would lie among the images"):
         input_cases(str(folder), str(folder))
+
+
+def test_a_case_is_done_only_when_all_its_files_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a stop between the files of a case: skip_existing must predict it again."""
+    image = load_image(write_image(tmp_path / "a.mha", np.arange(120, dtype=np.uint8).reshape(1, 4, 5, 6)), 3)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.engines.prediction.save_probabilities", stop)
+    cases = input_cases(str(tmp_path / "a.mha"), str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        SavePredictiond(["pred"], str(tmp_path / "out"), "p")({"image": image, "pred": image % 2, "p": image})
+    assert input_cases(str(tmp_path / "a.mha"), str(tmp_path / "out"), skip_existing=True) == cases
+
+
+def test_a_failed_case_names_its_file_once() -> None:
+    assert str(BrokenCase(file="in/a.png", error="in/a.png is constant")) == "in/a.png: is constant"
+    assert str(BrokenCase(file="in/a.png", error="MemoryError")) == "in/a.png: MemoryError"

@@ -121,9 +121,7 @@ def _check_image(image: RawImage, report: CaseReport) -> None:
     array = image.array
     if array.ndim - 1 not in (2, 3):
         report.errors.append(Problem(report.file, f"has {array.ndim - 1} spatial dimensions, 2 or 3 can be used"))
-    if array.dtype.kind == "c":
-        report.errors.append(Problem(report.file, "holds complex numbers: store its magnitude"))
-    elif array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(array)):
+    if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(array)):
         report.errors.append(Problem(report.file, "holds NaN or infinite values"))
     else:
         constant = [i for i, channel in enumerate(array) if channel.size == 0 or channel.min() == channel.max()]

@@ -99,4 +99,5 @@ class replacing:
 
 def _is_image(file: Path) -> bool:
     # macOS leaves files such as ._case.nii.gz beside the real ones
-    return file.is_file() and not file.name.startswith(".") and image_suffix(file) is not None
+    # A link that leads nowhere counts: that its image is missing must be said.
+    return not file.is_dir() and not file.name.startswith(".") and image_suffix(file) is not None

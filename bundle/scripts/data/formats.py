@@ -15,13 +15,22 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 from numpy.lib.recfunctions import structured_to_unstructured
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from ..errors import UserError
-from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
+from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
 from .geometry import placement_conflict
 
-__all__ = ["RawImage", "channel_conflicts", "drop_slice_axis", "itk_affine", "planar", "read_raw", "tiff_spacing_file"]
+__all__ = [
+    "RawImage",
+    "channel_conflicts",
+    "drop_slice_axis",
+    "itk_affine",
+    "itk_header",
+    "planar",
+    "read_raw",
+    "tiff_spacing_file",
+]
 
 # What Pillow's other modes become; L, RGB, I;16, I and F are read as they are.
 _PICTURE_MODES = {"1": "L", "LA": "L", "La": "L"} | dict.fromkeys(
@@ -45,15 +54,16 @@ class RawImage:
     warning: str | None = None
 
 
-def read_raw(path: str | Path, label: bool = False) -> RawImage:
+def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawImage:
     """Read one image file.
 
     Args:
         path: a file with one of the known endings.
         label: a label map: palette pictures give their indices, RGB pictures with three equal channels one.
+        grey: of an image, too, three equal channels of a picture are one.
 
     Raises:
-        UserError: the file is missing or cannot be read.
+        UserError: the file is missing or cannot be read, or holds complex numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,14 +71,20 @@ def read_raw(path: str | Path, label: bool = False) -> RawImage:
     suffix = image_suffix(path)
     try:
         if suffix in NIFTI_SUFFIXES:
-            return _read_nifti(path)
-        if suffix in ITK_SUFFIXES:
-            return _read_itk(path)
-        raw = _read_tiff(path) if suffix in TIFF_SUFFIXES else RawImage(_read_picture(path, label), None)
+            raw = _read_nifti(path)
+        elif suffix in ITK_SUFFIXES:
+            raw = _read_itk(path)
+        elif suffix in TIFF_SUFFIXES:
+            raw = _read_tiff(path, label)
+        else:
+            raw = RawImage(_read_picture(path, label), None)
     except Exception as error:  # each library has its own errors for a broken file
         raise UserError(f"{path} cannot be read as an image: {_root_cause(error)}") from error
-    grey = label and len(raw.array) == 3 and all((channel == raw.array[0]).all() for channel in raw.array)
-    return RawImage(raw.array[:1], raw.affine, raw.warning) if grey else raw
+    if raw.array.dtype.kind == "c":
+        raise UserError(f"{path} holds complex numbers: store its magnitude")
+    if (label or grey) and suffix in TIFF_SUFFIXES + PICTURE_SUFFIXES and _is_grey(raw.array):
+        return RawImage(raw.array[:1], raw.affine, raw.warning)
+    return raw
 
 
 def channel_conflicts(paths: Sequence[str | Path], images: Sequence[RawImage]) -> list[tuple[str, str]]:
@@ -105,6 +121,15 @@ def tiff_spacing_file(path: str | Path) -> Path:
     return Path(path).with_name(f"{split_channel(path)[0]}.json")
 
 
+def itk_header(path: str | Path) -> sitk.ImageFileReader:
+    """What SimpleITK knows of a NRRD or MetaImage file without its voxels."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(_itk_format(path))
+    reader.ReadImageInformation()
+    return reader
+
+
 def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """Affine in nibabel's convention (RAS) of an image of SimpleITK (LPS)."""
     whole = image.GetDimension()
@@ -114,6 +139,15 @@ def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     affine[:dims, :dims] = directions * np.asarray(image.GetSpacing())[:dims]
     affine[:dims, 3] = image.GetOrigin()[:dims]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _itk_format(path: str | Path) -> str:
+    """SimpleITK's name of the format; by itself it does not know .MHA and .MHD in upper case."""
+    return "NrrdImageIO" if image_suffix(path) in (".nrrd", ".nhdr") else "MetaImageIO"
+
+
+def _is_grey(array: np.ndarray) -> bool:
+    return len(array) == 3 and all((channel == array[0]).all() for channel in array)
 
 
 def _read_nifti(path: Path) -> RawImage:
@@ -130,7 +164,7 @@ def _read_nifti(path: Path) -> RawImage:
 
 
 def _read_itk(path: Path) -> RawImage:
-    image = sitk.ReadImage(str(path))
+    image = sitk.ReadImage(str(path), imageIO=_itk_format(path))
     array = sitk.GetArrayFromImage(image)  # (z, y, x) or (z, y, x, components)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -140,8 +174,8 @@ def _read_itk(path: Path) -> RawImage:
     return RawImage(array.transpose(0, *range(array.ndim - 1, 0, -1)), itk_affine(image))
 
 
-def _read_tiff(path: Path) -> RawImage:
-    array, axes = _tiff_array(path)
+def _read_tiff(path: Path, label: bool) -> RawImage:
+    array, axes = _tiff_array(path, label)
     spacing = _tiff_spacing(path)
     is_stack = spacing is not None and array.ndim == 3  # even one of 3 slices, which looks like RGB
     channel = next((axes.index(axis) for axis in "SC" if axis in axes), None)
@@ -163,14 +197,19 @@ def _tiff_spacing(path: Path) -> list[float] | None:
     return spacing
 
 
-def _tiff_array(path: Path) -> tuple[np.ndarray, str]:
-    """Pixels and axes ("YX", "YXS", "ZYX", …) of a TIFF's first series, without alpha."""
+def _tiff_array(path: Path, label: bool) -> tuple[np.ndarray, str]:
+    """Pixels and axes ("YX", "YXS", "ZYX", …) of a TIFF's first series, without alpha; 0 is black in an image."""
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         page = series.keyframe
         if page.compression not in (1, 8, 32946):  # neither raw nor deflate: tifffile would need imagecodecs
-            return _tiff_through_pillow(path)
-        array, axes = series.asarray(), series.axes
+            array, axes = _tiff_through_pillow(path)
+            inverted = array.dtype == np.uint8  # Pillow has done it, but not for 16 bits
+        else:
+            array, axes, inverted = series.asarray(), series.axes, False
+    white_is_zero = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu"
+    if white_is_zero and not label and not inverted:
+        array = np.invert(array)
     has_alpha = "S" in axes and page.photometric == tifffile.PHOTOMETRIC.RGB and page.extrasamples
     if has_alpha and _tiff_spacing(path) is None:
         array = array.take(range(3), axes.index("S"))
@@ -185,7 +224,8 @@ def _tiff_through_pillow(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _read_picture(path: Path, label: bool) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(path) as stored:
+        image = ImageOps.exif_transpose(stored)  # as cameras and scanners mean it, and viewers show it
         if label and image.mode in ("P", "1"):
             return np.asarray(image).astype(np.uint8)[None]
         array = _plain_mode(image)

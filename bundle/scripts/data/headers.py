@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel as nib
-import SimpleITK as sitk
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix
-from .formats import itk_affine, read_raw
+from .formats import itk_affine, itk_header, read_raw
 from .geometry import spacing_of, to_ras
 
 __all__ = ["read_header"]
@@ -34,15 +33,15 @@ def read_header(path: str | Path) -> Header | None:
             shape = list(raw.array.shape[1:])
             return (shape, None, len(raw.array)) if raw.affine is None else _volume(shape, raw.affine, len(raw.array))
         with Image.open(path) as picture:
-            return [picture.height, picture.width], None, len(picture.getbands())
+            shape = [picture.height, picture.width]
+            lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return shape[::-1] if lies_on_its_side else shape, None, len(picture.getbands())
     except Exception:  # each library has its own errors for a broken file
         return None
 
 
 def _itk(path: str | Path) -> Header:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    reader = itk_header(path)
     size = list(reader.GetSize())
     channels = reader.GetNumberOfComponents() * (size[3] if len(size) > 3 else 1)
     return _volume(size[:3], itk_affine(reader), channels)

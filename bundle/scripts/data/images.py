@@ -61,7 +61,7 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.keys:
-            case[key] = load_image(case[key], self.spatial_dims, label=key == "label")
+            case[key] = load_image(case[key], self.spatial_dims, label=key == "label", grey=self.in_channels == 1)
             check = self._check_label if key == "label" else self._check_image
             check(case[key], first_file(data[key]))
         if {"image", "label"} <= set(self.keys):
@@ -91,7 +91,9 @@ def first_file(image: str | Path | Sequence[str | Path]) -> str:
     return str(image if isinstance(image, (str, Path)) else image[0])
 
 
-def load_image(path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False) -> MetaTensor:
+def load_image(
+    path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False, grey: bool = False
+) -> MetaTensor:
     """Load one image channel-first as float32.
 
     A volume of one slice counts as a 2D image where ``spatial_dims`` is 2.
@@ -100,6 +102,7 @@ def load_image(path: str | Path | Sequence[str | Path], spatial_dims: int, label
         path: the file, or the files of the channels in their order.
         spatial_dims: 2 or 3.
         label: a label map: palette pictures give their indices.
+        grey: one channel is wanted: a colour picture with three equal channels gives one.
 
     Returns:
         (channels, *spatial) with its affine (voxel index -> RAS millimetres, identity for pictures) and
@@ -110,7 +113,7 @@ def load_image(path: str | Path | Sequence[str | Path], spatial_dims: int, label
             channels' sizes or affines differ.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path)
-    images = [read_raw(file, label) for file in paths]
+    images = [read_raw(file, label, grey) for file in paths]
     if conflicts := channel_conflicts(paths, images):
         raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
     arrays = [image.array.astype(np.float32) for image in images]
@@ -127,9 +130,9 @@ def save_label_map(path: Path, label_map: np.ndarray, like: str | Path) -> None:
         like: the image file.
     """
     label_map = label_map.astype(np.min_scalar_type(int(label_map.max(initial=0))))
+    copy_tiff_spacing(path, like)  # before the label map, which tells --skip_existing that a case is done
     with replacing(path) as temporary:
         write_like(temporary, label_map, like)
-    copy_tiff_spacing(path, like)
 
 
 def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) -> None:

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, case_name, image_suffix, replacing
-from .formats import read_raw, tiff_spacing_file
+from .formats import itk_header, read_raw, tiff_spacing_file
 
 __all__ = ["copy_tiff_spacing", "write_like"]
 
@@ -57,9 +57,7 @@ def _write_nifti(path: Path, array: np.ndarray, like: str | Path, channels: bool
 
 
 def _write_itk(path: Path, array: np.ndarray, like: str | Path, channels: bool) -> None:
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(like))
-    header.ReadImageInformation()
+    header = itk_header(like)
     whole = header.GetDimension()
     dims = min(whole, 3)
     array = _in_shape(array, header.GetSize()[:dims], channels)

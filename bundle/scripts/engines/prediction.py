@@ -112,6 +112,10 @@ def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
 class BrokenCase(dict):
     """Stands in a batch for a case that could not be loaded: {"file", "error"}."""
 
+    def __str__(self) -> str:
+        """The file and what is wrong with it; most errors name the file themselves."""
+        return f"{self['file']}: {self['error'].removeprefix(self['file'] + ' ')}"
+
 
 class CaseDataset(Dataset):
     """A dataset that hands out a BrokenCase, and does not raise, where a case cannot be loaded."""
@@ -142,11 +146,11 @@ def predict(evaluator: Evaluator, dataloader: DataLoader, output_dir: str) -> No
         failure = batch if isinstance(batch, BrokenCase) else _predict_one(evaluator, batch)
         if failure:
             failures.append(failure)
-            logger.error(f"{failure['file']}: {failure['error']}")
+            logger.error(str(failure))
     done = len(dataloader) - len(failures)
     logger.info(f"{done} of {len(dataloader)} predictions written to {output_dir}")
     if failures:
-        lines = (f"  {failure['file']}: {failure['error']}" for failure in failures)
+        lines = (f"  {failure}" for failure in failures)
         logger.error("\n".join([f"{len(failures)} image(s) could not be predicted:", *lines]))
         sys.exit(1)
 
@@ -183,11 +187,11 @@ class SavePredictiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"].meta["filename_or_obj"]
         target = output_path({"name": data.get("name") or case_name(image), "image": image}, self.output_dir)
-        for key in self.keys:
-            save_label_map(target, data[key][0].cpu().numpy(), like=image)
-        if self.probabilities_key:
+        if self.probabilities_key:  # before the label map, which tells skip_existing that a case is done
             path = probabilities_path(target)
             save_probabilities(path, data[self.probabilities_key].cpu().numpy(), like=image)
+        for key in self.keys:
+            save_label_map(target, data[key][0].cpu().numpy(), like=image)
         return dict(data)
 
 
