@@ -167,3 +167,10 @@ def test_command_line_in_worker_processes(volumes: Path) -> None:
     assert again.returncode == 1
     assert again.stderr.strip().startswith("error:")
     assert "Traceback" not in again.stderr
+
+
+def test_cases_in_different_units_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "pred/flat.png", cube((8, 8), 2, 6))
+    write_volumes(tmp_path)
+    with pytest.raises(UserError, match="a is measured in ml, but flat in px: report on them apart"):
+        report(tmp_path, kinds="predictions")

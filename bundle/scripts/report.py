@@ -19,7 +19,7 @@ from typing import Any
 from .data.files import replacing
 from .data.task import Task, read_task
 from .errors import UserError, show_user_errors_plainly
-from .metrics import DEFAULT_TOLERANCE, write_json
+from .metrics import DEFAULT_TOLERANCE, voxel_measure, write_json
 from .reporting.curves import read_log
 from .reporting.figures import distribution_charts, draw_panels, postprocessing_charts, training_charts
 from .reporting.page import Figures, page_of
@@ -54,7 +54,8 @@ def write_report(
         tolerance: of the surface Dice in mm, or pixels where there is no spacing.
 
     Raises:
-        UserError: files cannot be read or do not fit together, or there is no foreground anywhere.
+        UserError: files cannot be read or do not fit together, there is no foreground anywhere, or cases are measured
+            in different units.
     """
     results = list(map_cases(partial(score_case, task=task, tolerance=tolerance), cases, "scoring", workers))
     if not any(result.labelled or result.predicted for result in results):
@@ -62,6 +63,7 @@ def write_report(
             f"no foreground anywhere: all {len(results)} predictions{' and references' if cases[0].label else ''} are "
             "empty, so there is nothing to report; check the folders and the label values of --config_file"
         )
+    _check_units(results)
     summary = _summarise(results, task, tolerance, title)
     folder = output_dir / FIGURES
     epochs, problem = read_log(run_dir) if run_dir else ([], None)
@@ -82,6 +84,14 @@ def write_report(
     with replacing(output_dir / PAGE) as temporary:
         temporary.write_text(page_of(summary, figures), encoding="utf-8")
     return summary
+
+
+def _check_units(results: Sequence[CaseResult]) -> None:
+    """Sizes in ml, in mm² and in pixels make no mean."""
+    first, *others = [(result.name, voxel_measure(len(result.shape), result.spacing)[1]) for result in results]
+    for name, unit in others:
+        if unit != first[1]:
+            raise UserError(f"{first[0]} is measured in {first[1]}, but {name} in {unit}: report on them apart")
 
 
 def _summarise(results: Sequence[CaseResult], task: Task, tolerance: float, title: str | None) -> dict[str, Any]:

@@ -37,10 +37,18 @@ def test_weights_of_another_stem_are_refused(tmp_path: Path) -> None:
         load_weights(network(stem="full"), tmp_path / "model.pt")
 
 
-def test_a_file_that_is_empty_is_said_to_be(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    with pytest.raises(UserError, match=r"model\.pt is not a file of PyTorch weights: \w+"):
-        load_weights(network(), tmp_path / "model.pt")
+@pytest.mark.parametrize("content", ["", "{}", "half"])
+def test_a_broken_file_is_said_to_be(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "model.pt"
+    file.write_text(content)
+    if content == "half":
+        torch.save(network().state_dict(), file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(
+        UserError, match=r"model\.pt is not a file of PyTorch weights, or not a whole one \(\w+"
+    ) as caught:
+        load_weights(network(), file)
+    assert "weights_only" not in str(caught.value), "PyTorch advises to trust the file"
 
 
 def test_a_run_whose_checkpoint_was_deleted_is_not_overwritten(tmp_path: Path) -> None:

@@ -201,7 +201,11 @@ def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, to
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has many errors for a broken file
-        raise UserError(f"{path} is not a file of PyTorch weights: {in_one_line(error)}") from error
+        reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
+        raise UserError(
+            f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or give another "
+            f"with {option}"
+        ) from error
     return state["network"] if isinstance(state, dict) and "network" in state else state
 
 

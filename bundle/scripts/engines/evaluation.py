@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,43 @@ from monai.data import decollate_batch
 
 from ..command_line import or_none
 from ..data.files import case_name
+from ..data.images import first_file
 from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
 
-__all__ = ["SaveScores"]
+__all__ = ["SaveScores", "check_evaluation_dir"]
 
 logger = logging.getLogger("lightm_unet")
+
+
+def check_evaluation_dir(evaluation_dir: str, cases: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a folder with scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv
+    and metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more,
+    may be evaluated again.
+
+    Args:
+        cases: those this process evaluates, [{"name", "image": path or paths, …}, …].
+
+    Raises:
+        UserError: says how many scores would be lost, and of which cases.
+    """
+    evaluated = gather_objects([case.get("name") or case_name(first_file(case["image"])) for case in cases])
+    left_out = sorted(_scored_cases(Path(str(evaluation_dir)) / "metrics.json").difference(evaluated))
+    if left_out:
+        shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
+        raise UserError(
+            f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out ({shown}) and "
+            "that would be lost: give another --evaluation_dir, or move it away"
+        )
+
+
+def _scored_cases(metrics: Path) -> set[str]:
+    try:
+        return {row["case"] for row in json.loads(metrics.read_text(encoding="utf-8"))["per_case"]}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
+        return set()
 
 
 class SaveScores:
