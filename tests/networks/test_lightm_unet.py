@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -229,6 +231,25 @@ def test_unsuitable_input_is_refused(shape: tuple[int, ...], message: str) -> No
 def test_unsuitable_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LightMUNet(**({"spatial_dims": 2, "in_channels": 1, "out_channels": 2} | arguments))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 24, 16), (1, 2, 8, 24, 16)])
+def test_a_traced_file_runs_in_another_process_with_gradients_on(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """As ckpt_export traces it. Gradients are on unless somebody turns them off."""
+    net = LightMUNet(len(shape) - 2, 2, 3, 8, scan_order="axes", norm_bias=1.0).eval()
+    x = torch.rand(shape)
+    with torch.no_grad():
+        torch.jit.trace(net, x, check_trace=False).save(str(tmp_path / "net.ts"))
+        torch.save((2 * x, net(2 * x)), tmp_path / "pair.pt")
+    code = (
+        "import torch\n"
+        "x, expected = torch.load('pair.pt')\n"
+        "y = torch.jit.load('net.ts')(x)\n"
+        "torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)\n"
+        "assert not y.requires_grad, 'some of the gradients would be missing'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_other_depths_and_dropout() -> None:

@@ -152,7 +152,9 @@ class LightMUNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, skips.pop(), fused)
         norm, act, conv = self.head
-        return _convolve(conv, _norm_act(norm, act, x, fused), fused)
+        x = _convolve(conv, _norm_act(norm, act, x, fused), fused)
+        # A network that is traced without gradients is for inference: its scans cut the gradients, so all are cut.
+        return x.detach() if torch.jit.is_tracing() and not torch.is_grad_enabled() else x
 
     def load_reference_state_dict(self, state: dict[str, Any]) -> None:
         """Take the weights of the authors' code.

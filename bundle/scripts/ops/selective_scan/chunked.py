@@ -107,6 +107,9 @@ def scan(
         y, last_state = _Scan.apply(*inputs, state)
     else:
         # Not through the Function: tracing and export then see plain operations.
+        if torch.jit.is_tracing():
+            # They write in place, which the traced file, whose weights want gradients, otherwise refuses to do.
+            inputs, state = Inputs(*(t.detach() if isinstance(t, Tensor) else t for t in inputs)), state.detach()
         y, last_state, _ = _forward(inputs, state)
     return y, last_state.transpose(1, 2)
 
