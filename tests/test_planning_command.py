@@ -223,6 +223,19 @@ def test_memory_of_this_machine() -> None:
     assert found is None or found <= planning.LARGEST_DEFAULT_GIB
 
 
+def test_planning_and_training_have_the_same_defaults() -> None:
+    """Planning keeps its own copies, since it would have to load the network and the configs for two numbers."""
+    import inspect
+
+    from scripts.data.planning import OVERLAP
+    from scripts.networks import LightMUNet
+
+    train = json.loads((BUNDLE / "configs/train.json").read_text())
+    assert train["overlap"] == OVERLAP
+    norm = inspect.signature(LightMUNet).parameters["norm"].default
+    assert norm == ("GROUP", {"num_groups": planning.GROUPS})
+
+
 def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     workers = str(min(2, os.cpu_count() or 1))
     options = ["--workers", workers, "--gpu_memory_gb", "8", "--output", str(tmp_path / "plan.json")]
