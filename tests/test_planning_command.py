@@ -224,16 +224,17 @@ def test_memory_of_this_machine() -> None:
 
 
 def test_planning_and_training_have_the_same_defaults() -> None:
-    """Planning keeps its own copies, since it would have to load the network and the configs for two numbers."""
+    """Planning and the check of settings keep copies of their own: neither loads a config or network for a number."""
     import inspect
 
     from scripts.data.planning import OVERLAP
     from scripts.networks import LightMUNet
+    from scripts.settings_check import GROUPS
 
     train = json.loads((BUNDLE / "configs/train.json").read_text())
     assert train["overlap"] == OVERLAP
     norm = inspect.signature(LightMUNet).parameters["norm"].default
-    assert norm == ("GROUP", {"num_groups": planning.GROUPS})
+    assert norm == ("GROUP", {"num_groups": GROUPS})
 
 
 def test_real_data(shared_data: Path, tmp_path: Path) -> None:

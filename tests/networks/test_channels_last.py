@@ -14,7 +14,7 @@ from layer_checks import DEVICE, float64_copy, needs_kernels, normal, relative_e
 from torch import Tensor
 
 from scripts.networks import channels_last
-from scripts.networks.lightm_unet import _depthwise_separable
+from scripts.networks.convolutions import depthwise_separable
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_pointwise(spatial: tuple[int, ...], bias: bool) -> None:
 @pytest.mark.parametrize(("channels", "kernel_size"), [(3, 3), (1, 3), (8, 3), (8, 1)])
 def test_depthwise_separable(spatial: tuple[int, ...], channels: int, kernel_size: int) -> None:
     torch.manual_seed(0)
-    block = _depthwise_separable(len(spatial), channels, 4, kernel_size, bias=kernel_size == 1).to(DEVICE)
+    block = depthwise_separable(len(spatial), channels, 4, kernel_size, bias=kernel_size == 1).to(DEVICE)
     check_step(lambda x: channels_last.depthwise_separable(block, x), block, normal(2, channels, *spatial))
 
 

@@ -10,18 +10,16 @@ from typing import Any
 import torch
 import torch.nn as nn
 from monai.data import MetaTensor
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.blocks.segresnet_block import get_upsample_layer
-from monai.networks.layers import DropPath
 from monai.networks.layers.factories import Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import UpsampleMode
-from torch.utils.checkpoint import checkpoint
 
 from . import channels_last
+from .convolutions import convolution, convolve, depthwise_separable, norm_act
 from .fused_vss import can_fuse
 from .reference_weights import from_reference
 from .scan_order import scan_paths
+from .stages import DecoderStage, EncoderStage
 from .streaming import can_stream
 from .vss import VSSLayer
 
@@ -126,7 +124,7 @@ class LightMUNet(nn.Module):
         self.head = nn.Sequential(
             get_norm_layer(norm, spatial_dims, init_filters),
             get_act_layer(act),
-            _depthwise_separable(spatial_dims, init_filters, out_channels, kernel_size=1, bias=True),
+            depthwise_separable(spatial_dims, init_filters, out_channels, kernel_size=1, bias=True),
         )
         if norm_bias:
             _spread_biases(self, norm_bias)
@@ -141,7 +139,7 @@ class LightMUNet(nn.Module):
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
         fused = can_fuse(x, self.backend)
-        x = self.dropout(_convolve(self.stem, x, fused))
+        x = self.dropout(convolve(self.stem, x, fused))
         if fused or can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
             x = channels_last.to_channels_last(x)
         skips: list[torch.Tensor] = []
@@ -152,7 +150,7 @@ class LightMUNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, skips.pop(), fused)
         norm, act, conv = self.head
-        x = _convolve(conv, _norm_act(norm, act, x, fused), fused)
+        x = convolve(conv, norm_act(norm, act, x, fused), fused)
         # A network that is traced without gradients is for inference: its scans cut the gradients, so all are cut.
         return x.detach() if torch.jit.is_tracing() and not torch.is_grad_enabled() else x
 
@@ -187,115 +185,6 @@ class LightMUNet(nn.Module):
             )
 
 
-class EncoderStage(nn.Module):
-    """A VSS layer to the new width and a max-pool by ``stride`` (neither in the first stage), then residual blocks:
-    one for each probability of leaving it out."""
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        drop_paths: Sequence[float],
-        stride: tuple[int, ...] | None,
-        norm: tuple | str,
-        act: tuple | str,
-        make_vss: Callable[[int, int], VSSLayer],
-        use_checkpoint: bool,
-    ) -> None:
-        super().__init__()
-        self.use_checkpoint = use_checkpoint
-        self.downsample = nn.Identity()
-        if stride:
-            pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride)
-            self.downsample = nn.Sequential(make_vss(in_channels, out_channels), pool)
-        self.blocks = nn.ModuleList(
-            ResidualVSSBlock(spatial_dims, out_channels, norm, act, make_vss, probability) for probability in drop_paths
-        )
-
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        for module in (self._downsample, *self.blocks):
-            if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(module, x, fused, use_reentrant=False)
-            else:
-                x = module(x, fused)
-        return x
-
-    def _downsample(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
-        if not fused or isinstance(self.downsample, nn.Identity):
-            return self.downsample(x)
-        layer, pool = self.downsample
-        return channels_last.max_pool(layer(x), pool.kernel_size)
-
-
-class ResidualVSSBlock(nn.Module):
-    """norm, act, VSS, norm, act, VSS, left out for an image with probability ``drop_path``, plus the input."""
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        channels: int,
-        norm: tuple | str,
-        act: tuple | str,
-        make_vss: Callable[[int, int], VSSLayer],
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = get_norm_layer(norm, spatial_dims, channels)
-        self.act = get_act_layer(act)
-        self.vss1 = make_vss(channels, channels)
-        self.norm2 = get_norm_layer(norm, spatial_dims, channels)
-        self.vss2 = make_vss(channels, channels)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        y = self.vss1(_norm_act(self.norm1, self.act, x, fused))
-        return x + self.drop_path(self.vss2(_norm_act(self.norm2, self.act, y, fused)))
-
-
-class DecoderStage(nn.Module):
-    """Halve the width, upsample by ``stride``, add the encoder's feature map, then residual convolution blocks."""
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        blocks: int,
-        stride: tuple[int, ...],
-        norm: tuple | str,
-        act: tuple | str,
-        upsample_mode: UpsampleMode | str,
-    ) -> None:
-        super().__init__()
-        width = in_channels // 2
-        self.reduce = _convolution(spatial_dims, in_channels, width, kernel_size=1)
-        self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode, scale_factor=stride)
-        self.blocks = nn.Sequential(*(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks)))
-
-    def forward(self, x: torch.Tensor, skip: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        x = self.upsample(channels_last.pointwise(self.reduce.conv, x) if fused else self.reduce(x))
-        x = (channels_last.to_channels_last(x) if fused else x) + skip
-        for block in self.blocks:
-            x = block(x, fused)
-        return x
-
-
-class ResidualConvBlock(nn.Module):
-    """norm, act, depthwise-separable convolution plus the scaled input, norm, act."""
-
-    def __init__(self, spatial_dims: int, channels: int, norm: tuple | str, act: tuple | str) -> None:
-        super().__init__()
-        self.norm1 = get_norm_layer(norm, spatial_dims, channels)
-        self.act = get_act_layer(act)
-        self.conv = _depthwise_separable(spatial_dims, channels, channels)
-        self.skip_scale = nn.Parameter(torch.ones(1))
-        self.norm2 = get_norm_layer(norm, spatial_dims, channels)
-
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        y = _convolve(self.conv, _norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
-        return _norm_act(self.norm2, self.act, y, fused)
-
-
 def _vss_layers(scan_order: str, backend: str) -> Callable[[int, int], VSSLayer]:
     """Makes one VSS layer after another, each with the next path of the scan order."""
     paths = scan_paths(scan_order)
@@ -314,8 +203,8 @@ def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> 
     if kind not in STEMS:
         raise ValueError(f"stem must be {' or '.join(STEMS)}, not {kind!r}")
     if kind == "full":
-        return nn.Sequential(_convolution(spatial_dims, in_channels, out_channels, kernel_size=3))
-    return _depthwise_separable(spatial_dims, in_channels, out_channels)
+        return nn.Sequential(convolution(spatial_dims, in_channels, out_channels, kernel_size=3))
+    return depthwise_separable(spatial_dims, in_channels, out_channels)
 
 
 def _spread_biases(network: nn.Module, bound: float) -> None:
@@ -340,41 +229,3 @@ def _check_strides(
             f"encoder stages, not {strides}"
         )
     return checked
-
-
-def _norm_act(norm: nn.Module, act: nn.Module, x: torch.Tensor, fused: bool) -> torch.Tensor:
-    return channels_last.norm_act(norm, act, x) if fused else act(norm(x))
-
-
-def _convolve(block: nn.Sequential, x: torch.Tensor, fused: bool) -> torch.Tensor:
-    """One convolution, or a depthwise and a pointwise one."""
-    return channels_last.depthwise_separable(block, x) if fused and len(block) == 2 else block(x)
-
-
-def _convolution(
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    groups: int = 1,
-    bias: bool = False,
-) -> Convolution:
-    return Convolution(
-        spatial_dims,
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        groups=groups,
-        bias=bias,
-        conv_only=True,
-    )
-
-
-def _depthwise_separable(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = False
-) -> nn.Sequential:
-    """A depthwise convolution, then a pointwise one."""
-    return nn.Sequential(
-        _convolution(spatial_dims, in_channels, in_channels, kernel_size, groups=in_channels, bias=bias),
-        _convolution(spatial_dims, in_channels, out_channels, kernel_size=1, bias=bias),
-    )
