@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ import pytest
 from scripts.command_line import as_flag, check_ids, or_none
 from scripts.errors import UserError, find_user_error
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    (tmp_path / "train.json").write_text(json.dumps({"epochs": 1, "train": {"trainer": {}}, "num_workers": 0}))
+    content = {"epochs": 1, "train": {"trainer": {}}, "num_workers": 0, "output_dir": "output"}
+    (tmp_path / "train.json").write_text(json.dumps(content))
     return str(tmp_path / "train.json")
 
 
@@ -55,6 +60,12 @@ def test_none_would_be_dropped_silently(config: str) -> None:
     assert or_none("null") is None and or_none(0) == 0
 
 
+def test_a_folder_called_by_a_number(config: str) -> None:
+    with pytest.raises(UserError, match=r"--output_dir 2025: .*write --output_dir \./2025"):
+        check(config, "--output_dir", "2025")
+    check(config, "--output_dir", "./2025")
+
+
 def test_flags() -> None:
     assert [as_flag(word) for word in (True, "true", "True", 1, "yes")] == [True] * 5
     assert [as_flag(word) for word in (False, "false", "False", 0, "no", None)] == [False] * 6
@@ -71,3 +82,10 @@ def test_a_user_error_is_found_behind_library_errors() -> None:
     except RuntimeError as error:
         assert str(find_user_error(error)) == "the file a.nii is missing"
     assert find_user_error(RuntimeError()) is None
+
+
+@pytest.mark.parametrize(("error", "said"), [("KeyboardInterrupt", "interrupted"), ("UserError('no')", "error: no")])
+def test_what_a_user_did_has_no_traceback(error: str, said: str) -> None:
+    code = f"from scripts.errors import *; show_user_errors_plainly(); raise {error}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, capture_output=True, text=True, check=False)
+    assert result.returncode and result.stderr.strip() == said

@@ -37,13 +37,14 @@ def start() -> None:
 
 
 def check_ids(arguments: Sequence[str]) -> None:
-    """Refuse an override whose top-level id no given config file defines; MONAI would accept and ignore it.
+    """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, and a
+    folder that it would take for a number.
 
     Args:
         arguments: the command line after ``python -m monai.bundle``.
 
     Raises:
-        UserError: names the unknown id and the nearest known one.
+        UserError: names the unknown id and the nearest known one, or how to write the folder.
     """
     given = option_values(arguments)
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
@@ -56,6 +57,8 @@ def check_ids(arguments: Sequence[str]) -> None:
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
+        if name.endswith("_dir") and value.isdigit():
+            raise UserError(f"--{name} {value}: MONAI takes it for a number; write --{name} ./{value}")
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")

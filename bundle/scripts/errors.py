@@ -29,13 +29,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 def show_user_errors_plainly() -> None:
-    """Make an uncaught :class:`UserError` print its message alone; every other error keeps its traceback."""
+    """Make an uncaught :class:`UserError` print its message alone, and Ctrl-C a word; every other error keeps its
+    traceback."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         user_error = find_user_error(error)
-        if user_error is None:
-            sys.__excepthook__(kind, error, trace)
-        else:
+        if user_error is not None:
             print(f"\nerror: {user_error}", file=sys.stderr)
+        elif issubclass(kind, KeyboardInterrupt):
+            print("\ninterrupted", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
