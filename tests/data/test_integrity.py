@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generators import HARD_CASES, hard_case, oblique, straight, write_image, write_msd, write_nnunet
+from PIL import Image
 
 from scripts.data.integrity import DatasetReport, Problem, _run, check_dataset, problem_lines
 
@@ -126,6 +127,21 @@ def test_wrong_declarations_are_said_once(tmp_path: Path) -> None:
     assert "declares 1 channel(s) (MRI), but most images have 4" in problem.message
     (root / "dataset.json").write_text(json.dumps(content | {"labels": {"0": "background"}}))
     assert "declares no label" in messages(check(root).errors, "dataset.json")
+
+
+def test_grey_pictures_in_colour_have_one_channel_where_one_is_declared(tmp_path: Path) -> None:
+    """As training and inference read them."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "imagesTr/a_0000.png")
+    Image.fromarray(pixels // 128).save(tmp_path / "labelsTr/a.png")
+    content = {"labels": {"background": 0, "bright": 1}, "numTraining": 1, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "X-ray"}}))
+    report = check(tmp_path)
+    assert report.errors == [] and report.cases[0].channels == 1
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "R", "1": "G", "2": "B"}}))
+    assert check(tmp_path).cases[0].channels == 3
 
 
 def test_processes_find_the_same(tmp_path: Path) -> None:

@@ -66,18 +66,21 @@ class CaseReport:
     samples: np.ndarray | None = None
 
 
-def examine_case(case: Mapping[str, Any], labels: Mapping[str, int], ignore_label: int | None = None) -> CaseReport:
+def examine_case(
+    case: Mapping[str, Any], labels: Mapping[str, int], ignore_label: int | None = None, grey: bool = False
+) -> CaseReport:
     """Read a case's files once, each, and report everything; never raises for a bad file.
 
     Args:
         case: {"name", "image": path or [a path per channel], "label": path}.
         labels: name -> value of the foreground labels.
         ignore_label: value of voxels that nobody labelled, or None.
+        grey: images of one channel are declared: a colour picture with three equal channels has one.
     """
     paths = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
     report = CaseReport(case["name"], paths[0])
-    images = [_read(path, False, report) for path in paths]
-    label = _read(case["label"], True, report)
+    images = [_read(path, report, grey=grey) for path in paths]
+    label = _read(case["label"], report, label=True)
     whole = _join(paths, images, report) if all(images) else None
     if whole:
         _check_image(whole, report)
@@ -90,9 +93,9 @@ def examine_case(case: Mapping[str, Any], labels: Mapping[str, int], ignore_labe
     return report
 
 
-def _read(path: str, label: bool, report: CaseReport) -> RawImage | None:
+def _read(path: str, report: CaseReport, label: bool = False, grey: bool = False) -> RawImage | None:
     try:
-        image = read_raw(path, label)
+        image = read_raw(path, label, grey)
     except UserError as error:
         report.errors.append(Problem(path, str(error).removeprefix(f"{path} ")))
         return None

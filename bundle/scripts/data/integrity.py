@@ -57,7 +57,8 @@ def check_dataset(dataset_dir: str | Path, workers: int | None = None, progress:
         UserError: dataset.json is missing or cannot be understood; every other problem stands in the report.
     """
     description = read_dataset(dataset_dir)
-    arguments = [(case, description.labels, description.ignore_label) for case in description.cases]
+    grey = len(description.channel_names) == 1
+    arguments = [(case, description.labels, description.ignore_label, grey) for case in description.cases]
     workers = min(len(arguments), default_workers() if workers is None else workers)
     reports: list[CaseReport | None] = [None] * len(arguments)
     bar = tqdm(
