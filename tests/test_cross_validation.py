@@ -17,8 +17,9 @@ import torch
 from generators import hard_case, write_nnunet
 
 from scripts import cross_validation
-from scripts.cross_validation import EVALUATION, Fold, Settings, gather, main
+from scripts.cross_validation import gather, main
 from scripts.errors import UserError
+from scripts.folds import EVALUATION, Fold, Settings
 from scripts.metrics import METRICS
 from scripts.provenance import Run, check_held_out, read_provenance, write_provenance
 
