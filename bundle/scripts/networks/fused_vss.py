@@ -1,14 +1,16 @@
-"""The VSS layer on a GPU: one differentiable step over channels-last tokens that keeps only its input.
+"""The VSS layer on a GPU: one differentiable step over channels-last tokens.
 
 The same function as `VSSLayer.forward` in vss.py, with fused kernels for what lies between the matrix products:
 LayerNorm, causal convolution + SiLU, and the selective scan with its softplus, skip and gate. Backward computes
-the layer's inside again, so that training holds one tensor a layer instead of two dozen.
+the layer's inside again, so that training holds one tensor a layer instead of two dozen, or takes less time with
+what forward kept of it (`recompute_activations`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,9 @@ class Inside(NamedTuple):
     normed: Tensor
 
 
+Fields = TypeVar("Fields", Parameters, Inside)
+
+
 def can_fuse(x: Tensor, backend: str) -> bool:
     """Whether the fused layer runs for this input and choice of scan: else the plain modules do.
 
@@ -77,7 +82,8 @@ def can_fuse(x: Tensor, backend: str) -> bool:
 def fused_vss_layer(layer: VSSLayer, tokens: Tensor) -> Tensor:
     """`VSSLayer` on tokens, (batch, length, in_channels) -> (batch, length, out_channels).
 
-    Computes in the autocast dtype, where there is one, with fp32 inside the kernels.
+    Computes in the autocast dtype, where there is one, with fp32 inside the kernels. What it keeps for the backward
+    pass, `layer.recompute_activations` decides.
     """
     mamba = layer.mamba
     parameters = Parameters(
@@ -98,38 +104,46 @@ def fused_vss_layer(layer: VSSLayer, tokens: Tensor) -> Tensor:
     )
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tokens.dtype
     backend = choose_backend(tokens.device, mamba.backend)
-    return _FusedVSS.apply(tokens, dtype, layer.norm.eps, backend, *parameters)
+    # Asked here, because inside the autograd function gradients are always off.
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, *parameters))
+    keep = recorded and not layer.recompute_activations
+    return _FusedVSS.apply(tokens, dtype, layer.norm.eps, backend, keep, *parameters)
 
 
 class _FusedVSS(torch.autograd.Function):
+    """`keep`: whether backward finds the layer's inside, or only where the scan's chunks start."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, eps: float, backend: str, *parameters: Tensor) -> Tensor:
-        starts: list[Tensor] = []
+    def forward(
+        ctx: Any, x: Tensor, dtype: torch.dtype, eps: float, backend: str, keep: bool, *parameters: Tensor
+    ) -> Tensor:
+        kept: list[Tensor] = []
         with torch.autocast("cuda", enabled=False):
             p = _cast(Parameters(*parameters), dtype)
 
             def output(item: Tensor) -> Tensor:
-                inside = _inside(item, p, dtype, eps, backend, None, save=False)
-                starts.append(inside.starts)
+                inside = _inside(item, p, dtype, eps, backend, None, save=keep)
+                kept.extend(inside if keep else [inside.starts])
                 return F.linear(inside.normed, p.proj, p.proj_bias)
 
             out = _by_items(output, x)
-        ctx.settings = dtype, eps, backend
-        ctx.save_for_backward(x, *parameters, *starts)
+        ctx.settings = dtype, eps, backend, keep
+        ctx.save_for_backward(x, *parameters, *p, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
-        parameters, starts = rest[: len(Parameters._fields)], iter(rest[len(Parameters._fields) :])
-        dtype, eps, backend = ctx.settings
+        saved = iter(rest)
+        parameters, p = _take(Parameters, saved), _take(Parameters, saved)
+        dtype, eps, backend, keep = ctx.settings
         sums: list[Tensor] = []
         with torch.autocast("cuda", enabled=False):
-            p = _cast(Parameters(*parameters), dtype)
 
             def gradient(item: Tensor, dout: Tensor) -> Tensor:
-                dx, gradients = _backward(item, dout.to(dtype).contiguous(), p, dtype, eps, backend, next(starts))
+                kept = _take(Inside, saved) if keep else next(saved)
+                dx, gradients = _backward(item, dout.to(dtype).contiguous(), p, dtype, eps, backend, kept)
                 if sums:
                     for total, value in zip(sums, gradients, strict=True):
                         total += value
@@ -139,7 +153,12 @@ class _FusedVSS(torch.autograd.Function):
 
             dx = _by_items(gradient, x, dout)
         gradients = (value.to(like.dtype).view_as(like) for value, like in zip(sums, parameters, strict=True))
-        return dx, None, None, None, *gradients
+        return dx, None, None, None, None, *gradients
+
+
+def _take(kind: type[Fields], tensors: Iterator[Tensor]) -> Fields:
+    """The next tensors, as many as there are fields."""
+    return kind(*islice(tensors, len(kind._fields)))
 
 
 def _cast(p: Parameters, dtype: torch.dtype) -> Parameters:
@@ -187,13 +206,17 @@ def _inside(
 
 
 def _backward(
-    x: Tensor, dout: Tensor, p: Parameters, dtype: torch.dtype, eps: float, backend: str, starts: Tensor
+    x: Tensor, dout: Tensor, p: Parameters, dtype: torch.dtype, eps: float, backend: str, kept: Inside | Tensor
 ) -> tuple[Tensor, Parameters]:
-    """The gradient at x, and the parameters'."""
+    """The gradient at x, and the parameters'.
+
+    `kept`: the layer's inside; or the starts of the scan's chunks, with which it is computed again.
+    """
     from ..ops.fused.causal_conv import causal_conv_silu_backward
     from ..ops.fused.layer_norm import layer_norm_backward
 
-    normed_x, xz, u, x_dbl, delta, A, y, saved, _, m, normed = _inside(x, p, dtype, eps, backend, starts, save=True)
+    inside = kept if isinstance(kept, Inside) else _inside(x, p, dtype, eps, backend, kept, save=True)
+    normed_x, xz, u, x_dbl, delta, A, y, saved, _, m, normed = inside
     before, z = xz.chunk(2, dim=-1)
     dt, B, C = _split(x_dbl, p)
 
@@ -203,7 +226,7 @@ def _backward(
         dout @ p.proj, m, p.norm_weight, eps, residual=x, scale=p.skip_scale, out_dtype=dtype
     )
     dout_proj = _weight_gradient(dsum, y)
-    del y, m, normed  # the memory is highest from here on
+    del inside, y, m, normed  # the memory is highest from here on
 
     # the scan
     dxz = torch.empty_like(xz)
