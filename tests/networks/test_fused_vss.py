@@ -96,6 +96,17 @@ def test_layer_goes_item_by_item(recompute: bool, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_kernels
+def test_nothing_reads_what_nothing_wrote() -> None:
+    """As the gradient of x_proj's padding, which only rows of zeros see."""
+    layer = vss_layer(4, 8)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    try:
+        check_layer(layer, normal(2, 4, 20))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", SCAN_ORDERS)
 def test_keeping_the_inside_changes_no_bit(order: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ __all__ = ["can_fuse", "fused_vss_layer"]
 LARGEST_INSIDE_BYTES = 2**31
 # Tensors of the width of the layer's input that its inside holds at a time, backward.
 INSIDE_WIDTHS = 25
+# x_proj gets rows of zeros up to a multiple of this: tensor cores want the rows of bf16 and fp16 matrices so aligned.
+X_PROJ_MULTIPLE = 8
 
 
 class Parameters(NamedTuple):
@@ -152,7 +154,9 @@ class _FusedVSS(torch.autograd.Function):
                 return dx
 
             dx = _by_items(gradient, x, dout)
-        gradients = (value.to(like.dtype).view_as(like) for value, like in zip(sums, parameters, strict=True))
+        gradients = (  # x_proj's without those of its rows of zeros
+            value[: len(like)].to(like.dtype).view_as(like) for value, like in zip(sums, parameters, strict=True)
+        )
         return dx, None, None, None, None, *gradients
 
 
@@ -162,10 +166,11 @@ def _take(kind: type[Fields], tensors: Iterator[Tensor]) -> Fields:
 
 
 def _cast(p: Parameters, dtype: torch.dtype) -> Parameters:
-    """The matrices in the dtype of the products, the convolution's weight as (channels, width)."""
+    """The matrices in the dtype of the products, x_proj padded, the convolution's weight as (channels, width)."""
     names = ("in_proj", "x_proj", "dt_proj", "out_proj", "proj", "proj_bias")
     p = p._replace(**{name: getattr(p, name).to(dtype) for name in names})
-    return p._replace(conv_weight=p.conv_weight.squeeze(1))
+    x_proj = F.pad(p.x_proj, (0, 0, 0, -len(p.x_proj) % X_PROJ_MULTIPLE))
+    return p._replace(conv_weight=p.conv_weight.squeeze(1), x_proj=x_proj)
 
 
 def _by_items(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -196,7 +201,7 @@ def _inside(
     before, z = xz.chunk(2, dim=-1)
     u = causal_conv_silu_forward(before, p.conv_weight, p.conv_bias)
     x_dbl = F.linear(u, p.x_proj)
-    dt, B, C = _split(x_dbl, p)
+    dt, B, C, _ = _split(x_dbl, p)
     delta = F.linear(dt, p.dt_proj)
     A = -torch.exp(p.A_log.float())
     y, _, saved, starts = three_phase.forward(u, delta, A, B, C, p.D, z, p.dt_bias, True, None, save, backend, starts)
@@ -218,7 +223,7 @@ def _backward(
     inside = kept if isinstance(kept, Inside) else _inside(x, p, dtype, eps, backend, kept, save=True)
     normed_x, xz, u, x_dbl, delta, A, y, saved, _, m, normed = inside
     before, z = xz.chunk(2, dim=-1)
-    dt, B, C = _split(x_dbl, p)
+    dt, B, C, _ = _split(x_dbl, p)
 
     # proj, LN, out_proj
     dproj, dproj_bias = _weight_gradient(dout, normed), dout.flatten(0, -2).sum(0, dtype=torch.float32)
@@ -236,10 +241,11 @@ def _backward(
     del dy, saved, delta
     du, ddelta = scan["u"], scan["delta"]
     dx_dbl = torch.empty_like(x_dbl)
-    ddt, dB, dC = _split(dx_dbl, p)
+    ddt, dB, dC, dpadding = _split(dx_dbl, p)
     torch.mm(ddelta.flatten(0, -2), p.dt_proj, out=ddt.flatten(0, -2))
     dB.copy_(scan["B"])
     dC.copy_(scan["C"])
+    dpadding.zero_()
     ddt_proj, dx_proj = _weight_gradient(ddelta, dt), _weight_gradient(dx_dbl, u)
     du.flatten(0, -2).addmm_(dx_dbl.flatten(0, -2), p.x_proj)
 
@@ -256,9 +262,10 @@ def _backward(
 
 
 def _split(x_dbl: Tensor, p: Parameters) -> tuple[Tensor, ...]:
-    """dt, B and C, which x_proj computes side by side."""
+    """dt, B, C and the padding, which x_proj computes side by side."""
     states = p.A_log.shape[1]
-    return x_dbl.split([p.dt_proj.shape[1], states, states], dim=-1)
+    widths = [p.dt_proj.shape[1], states, states]
+    return x_dbl.split([*widths, x_dbl.shape[-1] - sum(widths)], dim=-1)
 
 
 def _weight_gradient(dout: Tensor, x: Tensor) -> Tensor:
