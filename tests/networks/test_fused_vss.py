@@ -6,7 +6,9 @@ On the CPU the kernels run in Triton's interpreter, at tiny sizes; on a GPU whol
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ import torch.nn as nn
 from layer_checks import DEVICE, HAS_GPU, float64_copy, needs_kernels, normal, relative_error
 from torch import Tensor
 
-from scripts.networks import LightMUNet, fused_vss
+from scripts.networks import LightMUNet, fused_vss, vss
 from scripts.networks.fused_vss import can_fuse, fused_vss_layer
+from scripts.networks.scan_order import SCAN_ORDERS, scan_paths
+from scripts.networks.stages import EncoderStage
 from scripts.networks.vss import VSSLayer
 from scripts.ops import fused
 from scripts.ops.selective_scan import BackendError, choose_backend, triton_gpu
@@ -37,10 +41,13 @@ def quick_and_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the layer ---
 
 
-def vss_layer(in_channels: int, out_channels: int, seed: int = 0) -> VSSLayer:
+RECOMPUTE = pytest.mark.parametrize("recompute", [True, False])
+
+
+def vss_layer(in_channels: int, out_channels: int, **arguments: Any) -> VSSLayer:
     """Weights off their initial values, where several are 0 or 1."""
-    torch.manual_seed(seed)
-    layer = VSSLayer(in_channels, out_channels, "triton").to(DEVICE)
+    torch.manual_seed(0)
+    layer = VSSLayer(in_channels, out_channels, "triton", **arguments).to(DEVICE)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape).to(DEVICE))
@@ -66,13 +73,15 @@ def check_layer(layer: VSSLayer, x: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @needs_kernels
+@RECOMPUTE
 @pytest.mark.parametrize(("in_channels", "out_channels", "length"), [(4, 8, 20), (8, 8, 9)])
-def test_layer_agrees_with_its_plain_form(in_channels: int, out_channels: int, length: int) -> None:
-    check_layer(vss_layer(in_channels, out_channels), normal(2, in_channels, length))
+def test_layer_agrees_with_its_plain_form(in_channels: int, out_channels: int, length: int, recompute: bool) -> None:
+    check_layer(vss_layer(in_channels, out_channels, recompute_activations=recompute), normal(2, in_channels, length))
 
 
 @needs_kernels
-def test_layer_goes_item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
+@RECOMPUTE
+def test_layer_goes_item_by_item(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_vss, "LARGEST_INSIDE_BYTES", 1)
     items: list[Tensor] = []
     inside = fused_vss._inside
@@ -82,8 +91,79 @@ def test_layer_goes_item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
         return inside(x, *arguments, **named)
 
     monkeypatch.setattr(fused_vss, "_inside", watched)
-    check_layer(vss_layer(4, 8), normal(2, 4, 20))
-    assert [item.shape[0] for item in items] == [1, 1, 1, 1]  # two forward, two backward
+    check_layer(vss_layer(4, 8, recompute_activations=recompute), normal(2, 4, 20))
+    assert [item.shape[0] for item in items] == [1, 1] * (2 if recompute else 1)  # two forward, and two backward
+
+
+@needs_kernels
+def test_nothing_reads_what_nothing_wrote() -> None:
+    """As the gradient of x_proj's padding, which only rows of zeros see."""
+    layer = vss_layer(4, 8)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    try:
+        check_layer(layer, normal(2, 4, 20))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", SCAN_ORDERS)
+def test_keeping_the_inside_changes_no_bit(order: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vss, "can_fuse", lambda x, backend: True)
+    path = next(islice(scan_paths(order), 3, None))  # the fourth layer's: along another axis, backwards
+    x = normal(1, 4, 3, 4).to(dtype)
+    again, kept = (run(vss_layer(4, 8, path=path, recompute_activations=recompute), x) for recompute in (True, False))
+    assert again[0].dtype == dtype
+    assert all(map(torch.equal, again, kept))
+
+
+@needs_kernels
+def test_the_inside_is_kept_from_forward_to_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    inside = fused_vss._inside
+
+    def watched(*arguments: Any, save: bool) -> fused_vss.Inside:
+        result = inside(*arguments, save=save)
+        assert (result.saved.numel() > 0) == save == recorded
+        kept.extend(map(weakref.ref, result))
+        return result
+
+    monkeypatch.setattr(fused_vss, "_inside", watched)
+    layer, x = vss_layer(4, 4, recompute_activations=False), normal(1, 9, 4)
+    recorded = False
+    with torch.no_grad():
+        fused_vss_layer(layer, x)
+    assert kept and all(tensor() is None for tensor in kept)
+    layer.requires_grad_(False)
+    fused_vss_layer(layer, x)
+    assert all(tensor() is None for tensor in kept)
+    recorded = True
+    y = fused_vss_layer(layer, x.requires_grad_())
+    assert len(y.grad_fn.saved_tensors) == 1 + 2 * len(fused_vss.Parameters._fields) + len(fused_vss.Inside._fields)
+    y.sum().backward()
+    assert all(tensor() is None for tensor in kept)
+
+
+@needs_kernels
+def test_checkpointed_stage_that_keeps_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vss, "can_fuse", lambda x, backend: True)
+
+    def make_vss(in_channels: int, out_channels: int) -> VSSLayer:
+        return vss_layer(in_channels, out_channels, recompute_activations=False)
+
+    plain, checkpointed = (
+        run(EncoderStage(2, 4, 8, [], (2, 2), "INSTANCE", "RELU", make_vss, use_checkpoint), normal(1, 4, 4, 4))
+        for use_checkpoint in (False, True)
+    )
+    assert all(map(torch.equal, plain, checkpointed))
+
+
+def test_the_option_reaches_every_layer() -> None:
+    for recompute in (True, False):
+        net = LightMUNet(2, 1, 3, 8, recompute_activations=recompute)
+        layers = [part for part in net.modules() if isinstance(part, VSSLayer)]
+        assert layers and all(layer.recompute_activations == recompute for layer in layers)
 
 
 @needs_kernels
@@ -231,6 +311,17 @@ def test_checkpointed_network_is_the_same() -> None:
 
 
 @on_gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("amp", [False, True])
+def test_network_that_keeps_is_the_same(backend: str, amp: bool) -> None:
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
+        y, gradient = run(shallow(backend), image(2))
+        kept_y, kept_gradient = run(shallow(backend, recompute_activations=False), image(2))
+    assert torch.equal(y, kept_y)
+    assert relative_error(kept_gradient, gradient.double()) < 1e-5  # upsampling's own backward uses atomics
+
+
+@on_gpu
 def test_bit_reproducible() -> None:
     net, x = shallow(), image(2)
     for first, again in zip(run(net, x), run(net, x), strict=True):
@@ -300,8 +391,9 @@ def test_compiled_network_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_gpu
-def test_training_with_cuda_graphs_is_the_same() -> None:
-    eager = shallow()
+@RECOMPUTE
+def test_training_with_cuda_graphs_is_the_same(recompute: bool) -> None:
+    eager = shallow(recompute_activations=recompute)
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(eager), (image(2).requires_grad_(),))
     losses: list[list[float]] = []
     for net in (eager, graphed):

@@ -1,14 +1,16 @@
-"""The VSS layer on a GPU: one differentiable step over channels-last tokens that keeps only its input.
+"""The VSS layer on a GPU: one differentiable step over channels-last tokens.
 
 The same function as `VSSLayer.forward` in vss.py, with fused kernels for what lies between the matrix products:
 LayerNorm, causal convolution + SiLU, and the selective scan with its softplus, skip and gate. Backward computes
-the layer's inside again, so that training holds one tensor a layer instead of two dozen.
+the layer's inside again, so that training holds one tensor a layer instead of two dozen, or takes less time with
+what forward kept of it (`recompute_activations`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,8 @@ __all__ = ["can_fuse", "fused_vss_layer"]
 LARGEST_INSIDE_BYTES = 2**31
 # Tensors of the width of the layer's input that its inside holds at a time, backward.
 INSIDE_WIDTHS = 25
+# x_proj gets rows of zeros up to a multiple of this: tensor cores want the rows of bf16 and fp16 matrices so aligned.
+X_PROJ_MULTIPLE = 8
 
 
 class Parameters(NamedTuple):
@@ -64,6 +68,9 @@ class Inside(NamedTuple):
     normed: Tensor
 
 
+Fields = TypeVar("Fields", Parameters, Inside)
+
+
 def can_fuse(x: Tensor, backend: str) -> bool:
     """Whether the fused layer runs for this input and choice of scan: else the plain modules do.
 
@@ -77,7 +84,8 @@ def can_fuse(x: Tensor, backend: str) -> bool:
 def fused_vss_layer(layer: VSSLayer, tokens: Tensor) -> Tensor:
     """`VSSLayer` on tokens, (batch, length, in_channels) -> (batch, length, out_channels).
 
-    Computes in the autocast dtype, where there is one, with fp32 inside the kernels.
+    Computes in the autocast dtype, where there is one, with fp32 inside the kernels. What it keeps for the backward
+    pass, `layer.recompute_activations` decides.
     """
     mamba = layer.mamba
     parameters = Parameters(
@@ -98,38 +106,46 @@ def fused_vss_layer(layer: VSSLayer, tokens: Tensor) -> Tensor:
     )
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tokens.dtype
     backend = choose_backend(tokens.device, mamba.backend)
-    return _FusedVSS.apply(tokens, dtype, layer.norm.eps, backend, *parameters)
+    # Asked here, because inside the autograd function gradients are always off.
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, *parameters))
+    keep = recorded and not layer.recompute_activations
+    return _FusedVSS.apply(tokens, dtype, layer.norm.eps, backend, keep, *parameters)
 
 
 class _FusedVSS(torch.autograd.Function):
+    """`keep`: whether backward finds the layer's inside, or only where the scan's chunks start."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, eps: float, backend: str, *parameters: Tensor) -> Tensor:
-        starts: list[Tensor] = []
+    def forward(
+        ctx: Any, x: Tensor, dtype: torch.dtype, eps: float, backend: str, keep: bool, *parameters: Tensor
+    ) -> Tensor:
+        kept: list[Tensor] = []
         with torch.autocast("cuda", enabled=False):
             p = _cast(Parameters(*parameters), dtype)
 
             def output(item: Tensor) -> Tensor:
-                inside = _inside(item, p, dtype, eps, backend, None, save=False)
-                starts.append(inside.starts)
+                inside = _inside(item, p, dtype, eps, backend, None, save=keep)
+                kept.extend(inside if keep else [inside.starts])
                 return F.linear(inside.normed, p.proj, p.proj_bias)
 
             out = _by_items(output, x)
-        ctx.settings = dtype, eps, backend
-        ctx.save_for_backward(x, *parameters, *starts)
+        ctx.settings = dtype, eps, backend, keep
+        ctx.save_for_backward(x, *parameters, *p, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
-        parameters, starts = rest[: len(Parameters._fields)], iter(rest[len(Parameters._fields) :])
-        dtype, eps, backend = ctx.settings
+        saved = iter(rest)
+        parameters, p = _take(Parameters, saved), _take(Parameters, saved)
+        dtype, eps, backend, keep = ctx.settings
         sums: list[Tensor] = []
         with torch.autocast("cuda", enabled=False):
-            p = _cast(Parameters(*parameters), dtype)
 
             def gradient(item: Tensor, dout: Tensor) -> Tensor:
-                dx, gradients = _backward(item, dout.to(dtype).contiguous(), p, dtype, eps, backend, next(starts))
+                kept = _take(Inside, saved) if keep else next(saved)
+                dx, gradients = _backward(item, dout.to(dtype).contiguous(), p, dtype, eps, backend, kept)
                 if sums:
                     for total, value in zip(sums, gradients, strict=True):
                         total += value
@@ -138,15 +154,23 @@ class _FusedVSS(torch.autograd.Function):
                 return dx
 
             dx = _by_items(gradient, x, dout)
-        gradients = (value.to(like.dtype).view_as(like) for value, like in zip(sums, parameters, strict=True))
-        return dx, None, None, None, *gradients
+        gradients = (  # x_proj's without those of its rows of zeros
+            value[: len(like)].to(like.dtype).view_as(like) for value, like in zip(sums, parameters, strict=True)
+        )
+        return dx, None, None, None, None, *gradients
+
+
+def _take(kind: type[Fields], tensors: Iterator[Tensor]) -> Fields:
+    """The next tensors, as many as there are fields."""
+    return kind(*islice(tensors, len(kind._fields)))
 
 
 def _cast(p: Parameters, dtype: torch.dtype) -> Parameters:
-    """The matrices in the dtype of the products, the convolution's weight as (channels, width)."""
+    """The matrices in the dtype of the products, x_proj padded, the convolution's weight as (channels, width)."""
     names = ("in_proj", "x_proj", "dt_proj", "out_proj", "proj", "proj_bias")
     p = p._replace(**{name: getattr(p, name).to(dtype) for name in names})
-    return p._replace(conv_weight=p.conv_weight.squeeze(1))
+    x_proj = F.pad(p.x_proj, (0, 0, 0, -len(p.x_proj) % X_PROJ_MULTIPLE))
+    return p._replace(conv_weight=p.conv_weight.squeeze(1), x_proj=x_proj)
 
 
 def _by_items(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -177,7 +201,7 @@ def _inside(
     before, z = xz.chunk(2, dim=-1)
     u = causal_conv_silu_forward(before, p.conv_weight, p.conv_bias)
     x_dbl = F.linear(u, p.x_proj)
-    dt, B, C = _split(x_dbl, p)
+    dt, B, C, _ = _split(x_dbl, p)
     delta = F.linear(dt, p.dt_proj)
     A = -torch.exp(p.A_log.float())
     y, _, saved, starts = three_phase.forward(u, delta, A, B, C, p.D, z, p.dt_bias, True, None, save, backend, starts)
@@ -187,15 +211,19 @@ def _inside(
 
 
 def _backward(
-    x: Tensor, dout: Tensor, p: Parameters, dtype: torch.dtype, eps: float, backend: str, starts: Tensor
+    x: Tensor, dout: Tensor, p: Parameters, dtype: torch.dtype, eps: float, backend: str, kept: Inside | Tensor
 ) -> tuple[Tensor, Parameters]:
-    """The gradient at x, and the parameters'."""
+    """The gradient at x, and the parameters'.
+
+    `kept`: the layer's inside; or the starts of the scan's chunks, with which it is computed again.
+    """
     from ..ops.fused.causal_conv import causal_conv_silu_backward
     from ..ops.fused.layer_norm import layer_norm_backward
 
-    normed_x, xz, u, x_dbl, delta, A, y, saved, _, m, normed = _inside(x, p, dtype, eps, backend, starts, save=True)
+    inside = kept if isinstance(kept, Inside) else _inside(x, p, dtype, eps, backend, kept, save=True)
+    normed_x, xz, u, x_dbl, delta, A, y, saved, _, m, normed = inside
     before, z = xz.chunk(2, dim=-1)
-    dt, B, C = _split(x_dbl, p)
+    dt, B, C, _ = _split(x_dbl, p)
 
     # proj, LN, out_proj
     dproj, dproj_bias = _weight_gradient(dout, normed), dout.flatten(0, -2).sum(0, dtype=torch.float32)
@@ -203,7 +231,7 @@ def _backward(
         dout @ p.proj, m, p.norm_weight, eps, residual=x, scale=p.skip_scale, out_dtype=dtype
     )
     dout_proj = _weight_gradient(dsum, y)
-    del y, m, normed  # the memory is highest from here on
+    del inside, y, m, normed  # the memory is highest from here on
 
     # the scan
     dxz = torch.empty_like(xz)
@@ -213,10 +241,11 @@ def _backward(
     del dy, saved, delta
     du, ddelta = scan["u"], scan["delta"]
     dx_dbl = torch.empty_like(x_dbl)
-    ddt, dB, dC = _split(dx_dbl, p)
+    ddt, dB, dC, dpadding = _split(dx_dbl, p)
     torch.mm(ddelta.flatten(0, -2), p.dt_proj, out=ddt.flatten(0, -2))
     dB.copy_(scan["B"])
     dC.copy_(scan["C"])
+    dpadding.zero_()
     ddt_proj, dx_proj = _weight_gradient(ddelta, dt), _weight_gradient(dx_dbl, u)
     du.flatten(0, -2).addmm_(dx_dbl.flatten(0, -2), p.x_proj)
 
@@ -233,9 +262,10 @@ def _backward(
 
 
 def _split(x_dbl: Tensor, p: Parameters) -> tuple[Tensor, ...]:
-    """dt, B and C, which x_proj computes side by side."""
+    """dt, B, C and the padding, which x_proj computes side by side."""
     states = p.A_log.shape[1]
-    return x_dbl.split([p.dt_proj.shape[1], states, states], dim=-1)
+    widths = [p.dt_proj.shape[1], states, states]
+    return x_dbl.split([*widths, x_dbl.shape[-1] - sum(widths)], dim=-1)
 
 
 def _weight_gradient(dout: Tensor, x: Tensor) -> Tensor:

@@ -58,6 +58,9 @@ class LightMUNet(nn.Module):
             residual VSS block is left out for an image; the blocks before it less often, in proportion.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time. Not for norms with
             running statistics, such as BATCH.
+        recompute_activations: on a GPU, compute the inside of each VSS layer again in the backward pass. False keeps it
+            from the forward pass: the same result in less time, for about twenty times the memory of the layer's input.
+            The plain layers of a CPU keep theirs always.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
     Input (batch, in_channels, *spatial), float; every spatial size a multiple of the product of its axis'
@@ -87,6 +90,7 @@ class LightMUNet(nn.Module):
         norm_bias: float = 0.0,
         drop_path: float = 0.0,
         use_checkpoint: bool = False,
+        recompute_activations: bool = True,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -106,7 +110,7 @@ class LightMUNet(nn.Module):
         self.size_multiples = tuple(math.prod(s[axis] for s in strides) for axis in range(spatial_dims))
         widths = [init_filters * 2**i for i in range(len(blocks_down))]
 
-        make_vss = _vss_layers(scan_order, backend)
+        make_vss = _vss_layers(scan_order, backend, recompute_activations)
         left_out = _drop_probabilities(drop_path, blocks_down)
 
         self.stem = _stem(stem, spatial_dims, in_channels, init_filters)
@@ -185,10 +189,12 @@ class LightMUNet(nn.Module):
             )
 
 
-def _vss_layers(scan_order: str, backend: str) -> Callable[[int, int], VSSLayer]:
+def _vss_layers(scan_order: str, backend: str, recompute_activations: bool) -> Callable[[int, int], VSSLayer]:
     """Makes one VSS layer after another, each with the next path of the scan order."""
     paths = scan_paths(scan_order)
-    return lambda in_channels, out_channels: VSSLayer(in_channels, out_channels, backend, next(paths))
+    return lambda in_channels, out_channels: VSSLayer(
+        in_channels, out_channels, backend, next(paths), recompute_activations
+    )
 
 
 def _drop_probabilities(drop_path: float, blocks_down: Sequence[int]) -> list[list[float]]:

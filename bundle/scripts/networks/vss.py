@@ -90,13 +90,22 @@ class VSSLayer(nn.Module):
         in_channels, out_channels: widths before and after the closing linear projection.
         backend: selective-scan backend.
         path: the order in which the image is read as a sequence; the paper's is raster order.
+        recompute_activations: see :class:`.LightMUNet`.
 
     Input (batch, in_channels, *spatial), output (batch, out_channels, *spatial).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, backend: str = "auto", path: ScanPath = RASTER) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        backend: str = "auto",
+        path: ScanPath = RASTER,
+        recompute_activations: bool = True,
+    ) -> None:
         super().__init__()
         self.path = path
+        self.recompute_activations = recompute_activations
         self.norm = nn.LayerNorm(in_channels)
         self.mamba = Mamba(in_channels, backend=backend)
         self.skip_scale = nn.Parameter(torch.ones(1))
