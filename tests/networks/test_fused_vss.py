@@ -317,8 +317,9 @@ def test_network_that_keeps_is_the_same(backend: str, amp: bool) -> None:
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
         y, gradient = run(shallow(backend), image(2))
         kept_y, kept_gradient = run(shallow(backend, recompute_activations=False), image(2))
-    assert torch.equal(y, kept_y)
-    assert relative_error(kept_gradient, gradient.double()) < 1e-5  # upsampling's own backward uses atomics
+    # Not torch.equal: Triton compiles the scan once more where it saves, and upsampling's own backward uses atomics.
+    assert relative_error(kept_y, y.double()) < (1e-2 if amp else 1e-6)
+    assert relative_error(kept_gradient, gradient.double()) < (1e-2 if amp else 1e-5)
 
 
 @on_gpu

@@ -60,6 +60,7 @@ class RecordCudaGraph:
                 warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
                 torch.cuda.make_graphed_callables(network, (sample,), allow_unused_input=True)
         except RuntimeError as error:
+            _let_random_numbers_go_on(device)
             raise UserError(
                 f"cuda_graph: the network cannot be recorded ({in_one_line(error)}): train with --cuda_graph false"
             ) from error
@@ -73,3 +74,11 @@ class RecordCudaGraph:
                 f"cuda_graph: recorded for batches of shape {self.shape}, but got {tuple(inputs[0].shape)}: "
                 "train with --cuda_graph false"
             )
+
+
+def _let_random_numbers_go_on(device: torch.device) -> None:
+    """After a recording that failed, PyTorch's generator still waits for its end and refuses to draw: a new state."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    seed = generator.initial_seed()
+    generator.graphsafe_set_state(torch.Generator(device))
+    generator.manual_seed(seed)
