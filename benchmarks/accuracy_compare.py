@@ -3,7 +3,8 @@
     python benchmarks/accuracy_compare.py hippocampus 5000it \
         "lightm_unet:scan_order=axes,norm_bias=1.0,stem=full lr 1e-3, warm-up, AdamW, clip 1" "plain_conv_unet"
 
-A row's name is the one that `accuracy.py --summary` prints.
+A row's name is the one that `accuracy.py --summary` prints. With `--second-budget 10000it` the second row is taken from
+another of its tables.
 """
 
 from __future__ import annotations
@@ -21,43 +22,45 @@ from harness import markdown_table
 Pairs = list[tuple[float, float]]
 
 
-def comparison(records: Sequence[Record], first: str, second: str) -> str:
+def row(records: Sequence[Record], task: str, budget: str, name: str) -> list[Record]:
+    """Its records. Raises ValueError: there are none."""
+    found = [r for r in records if (r["task"], r["budget"], row_name(r)) == (task, budget, name)]
+    if not found:
+        raise ValueError(f"no row of {task}, {budget}, is named {name!r}; accuracy.py --summary prints the names")
+    return found
+
+
+def comparison(first: Sequence[Record], second: Sequence[Record]) -> str:
     """A line a fold and one for all, each class with both rows' mean Dice (with TTA) and first minus second.
 
     The difference is the mean over cases ± its standard error. That says how much the choice of cases matters, not
     how much another seed would.
 
     Raises:
-        ValueError: a name is no row's, or the two share no held-out case.
+        ValueError: the two share no held-out case.
     """
-    for name in (first, second):
-        if name not in {row_name(record) for record in records}:
-            raise ValueError(f"no row is named {name!r}; accuracy.py --summary prints the names")
-    scores = {name: _dice(records, name) for name in (first, second)}
-    shared = [key for key in scores[first] if key in scores[second]]
+    firsts, seconds = _dice(first), _dice(second)
+    shared = [key for key in firsts if key in seconds]
     if not shared:
         raise ValueError("the two rows share no held-out case: train both on the same folds")
     classes, folds = list(dict.fromkeys(key[2] for key in shared)), sorted({key[0] for key in shared})
     header = ["fold", "cases", *(f"{c}, {column}" for c in classes for column in ("first", "second", "difference"))]
     body = []
     for label, members in [(fold, [fold]) for fold in folds] + [(", ".join(folds), folds)] * (len(folds) > 1):
-        pairs = {
-            c: [(scores[first][k], scores[second][k]) for k in shared if k[0] in members and k[2] == c] for c in classes
-        }
+        pairs = {c: [(firsts[k], seconds[k]) for k in shared if k[0] in members and k[2] == c] for c in classes}
         cells = [cell for c in classes for cell in _cells(pairs[c])]
         body.append([label, str(max(len(p) for p in pairs.values())), *cells])
-    return f"first: {first}\nsecond: {second}\n\n{markdown_table(header, body)}"
+    return markdown_table(header, body)
 
 
-def _dice(records: Sequence[Record], name: str) -> dict[tuple[str, str, str], float]:
+def _dice(records: Sequence[Record]) -> dict[tuple[str, str, str], float]:
     """(fold, case, class) -> Dice, averaged over seeds."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
-        if row_name(record) == name:
-            for case, classes in record["scores"]["tta"].items():
-                for label, metrics in classes.items():
-                    if metrics["dice"] is not None:
-                        values.setdefault((record["fold"], case, label), []).append(metrics["dice"])
+        for case, classes in record["scores"]["tta"].items():
+            for label, metrics in classes.items():
+                if metrics["dice"] is not None:
+                    values.setdefault((record["fold"], case, label), []).append(metrics["dice"])
     return {key: statistics.mean(found) for key, found in values.items()}
 
 
@@ -75,11 +78,13 @@ def main() -> None:
     parser.add_argument("budget", help="such as 5000it")
     parser.add_argument("first")
     parser.add_argument("second")
+    parser.add_argument("--second-budget", help="of the second row, if it is another")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     args = parser.parse_args()
-    chosen = [r for r in load_records(args.results) if (r["task"], r["budget"]) == (args.task, args.budget)]
+    records, budgets = load_records(args.results), (args.budget, args.second_budget or args.budget)
     try:
-        print(comparison(chosen, args.first, args.second))
+        rows = [row(records, args.task, *chosen) for chosen in zip(budgets, (args.first, args.second))]
+        print(f"first: {args.first}, {budgets[0]}\nsecond: {args.second}, {budgets[1]}\n\n{comparison(*rows)}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -102,26 +102,32 @@ def scored(network: str, fold: str, cases: dict[str, float | None], seed: int = 
 
 
 def test_rows_are_compared_case_by_case() -> None:
-    records = [
+    first = [
         scored("n", "0", {"x": 0.8, "y": 0.7}),
         scored("n", "0", {"x": 0.9, "y": 0.7}, seed=1),
-        scored("m", "0", {"x": 0.8, "y": 0.6, "z": 0.1}),
         scored("n", "1", {"w": 0.5, "undefined": None}),
+    ]
+    second = [
+        scored("m", "0", {"x": 0.8, "y": 0.6, "z": 0.1}),
         scored("m", "1", {"w": 0.6, "undefined": 0.9}),
         scored("m", "2", {"v": 0.0}),
     ]
-    lines = accuracy_compare.comparison(records, "n", "m").splitlines()
+    lines = accuracy_compare.comparison(first, second).splitlines()
     assert lines[-3] == "| 0 | 2 | 0.7750 | 0.7000 | +0.0750 ± 0.0250 |"
     assert lines[-2] == "| 1 | 1 | 0.5000 | 0.6000 | -0.1000 |"
     assert lines[-1] == "| 0, 1 | 3 | 0.6833 | 0.6667 | +0.0167 ± 0.0601 |"
 
 
 def test_a_comparison_needs_two_rows_that_share_cases() -> None:
-    records = [scored("n", "0", {"x": 0.8}), scored("m", "1", {"y": 0.6})]
     with pytest.raises(ValueError, match="share no held-out case"):
-        accuracy_compare.comparison(records, "n", "m")
-    with pytest.raises(ValueError, match="no row is named 'other'"):
-        accuracy_compare.comparison(records, "n", "other")
+        accuracy_compare.comparison([scored("n", "0", {"x": 0.8})], [scored("m", "1", {"y": 0.6})])
+
+
+def test_a_row_is_one_of_a_task_and_budget() -> None:
+    record = scored("n", "0", {"x": 0.8}) | {"task": "t", "budget": "5it"}
+    assert accuracy_compare.row([record], "t", "5it", "n") == [record]
+    with pytest.raises(ValueError, match="no row of t, 9it, is named 'n'"):
+        accuracy_compare.row([record], "t", "9it", "n")
 
 
 def test_committed_records_name_no_place_on_a_machine() -> None:
