@@ -49,8 +49,8 @@ report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels 
 	--predictions "$(abspath $(OUT))/prediction" $(if $(LABELS),--labels "$(abspath $(LABELS))" --subset) \
 	--output_dir "$(abspath $(OUT))/report" --overwrite
 
-test: $(STAMP)  ## the whole test suite
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: $(STAMP)  ## the whole test suite, in two processes
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## style: ruff check and ruff format --check
 	@$(VENV_PYTHON) -m ruff check .

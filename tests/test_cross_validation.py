@@ -106,6 +106,16 @@ def test_two_folds_from_data_set_to_scores(tmp_path: Path, split_file: Path, cap
     assert files_of(tmp_path / "run/fold_1") == before
     assert "fold 1: evaluated already" in capfd.readouterr().out
 
+    longer = ["--config_file", str(TRAIN), *words(**options | {"epochs": 3}, output_dir=tmp_path / "run")]
+    assert main([*longer, "--fold", "1"]) == 0
+    assert f"fold 1: training on to 3 epochs in {tmp_path / 'run/fold_1'}" in capfd.readouterr().out
+    log = (tmp_path / "run/fold_1/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2, 3]
+    after = files_of(tmp_path / "run/fold_1")
+    changed = {path.name: after[path] != before[path] for path in before}
+    assert changed["model_final.pt"]
+    assert changed["metrics.json"] == changed["model.pt"], "evaluated again, unless the best weights stayed"
+
 
 def interrupt_after_an_epoch(folder: Path, options: dict[str, str]) -> None:
     """What is left of a fold that was killed in its second epoch."""

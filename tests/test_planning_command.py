@@ -60,7 +60,8 @@ def test_overlay_fingerprint_and_commands(dataset: Path, tmp_path: Path, capsys:
     assert overlay["labels"] == {"block": 1} and overlay["patch_size"] == [20, 24, 20]
     assert json.loads((tmp_path / "new" / "small.fingerprint.json").read_text())["cases"] == 6
     printed = capsys.readouterr().out
-    assert "no errors in 6 cases" in printed and "20 x 24 x 18, rounded up to the strides" in printed
+    assert "no errors in 6 cases" in printed
+    assert "20 x 24 x 18, rounded up to the strides" in " ".join(printed.split())  # wrapped where the folder is deep
     training, evaluating, inference = printed.splitlines()[-3:]
     run = "python -m monai.bundle run"
     assert training == f"{run} training   --config_file \"['configs/train.json','{output}']\""
@@ -184,6 +185,9 @@ def test_as_a_user_types_it(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     again = run("--dataset_dir", str(dataset), "--output", str(tmp_path / "plan.json"))
     assert again.returncode == 1 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
+    named = run("--dataset_dir", str(dataset), "--name", "a,b")
+    assert named.returncode == 1 and "Traceback" not in named.stderr
+    assert named.stderr.strip().splitlines() == [named.stderr.strip()] and "try --name a_b" in named.stderr
     assert "exit status" in run("--help").stdout
 
 

@@ -163,6 +163,10 @@ def test_command_line_in_worker_processes(volumes: Path) -> None:
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "3 cases:" in done.stdout
+    again = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stderr.strip().startswith("error:")
+    assert "Traceback" not in again.stderr
 
 
 def test_cases_in_different_units_are_refused(tmp_path: Path) -> None:

@@ -119,10 +119,18 @@ def test_what_the_configs_and_tasks_hold_passes() -> None:
         check_settings(**{key: value for key, value in values.items() if not str(value).startswith("$")})
 
 
-def test_as_a_user_types_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
-    command += ["--bundle_root", str(BUNDLE), "--output_dir", str(tmp_path / "run"), "--learning_rate", "-1"]
+@pytest.mark.parametrize(
+    ("run_id", "config", "options", "message"),
+    [
+        ("training", "{}/train.json", ["--learning_rate", "-1"], "learning_rate must be a number above 0, not -1"),
+        ("evaluating", "['{}/train.json','{}/evaluate.json']", ["--overlap", "1"], "overlap must be a number of 0"),
+        ("inference", "{}/inference.json", ["--device", "gpu"], "device must be cpu, or cuda or cuda:N"),
+    ],
+)
+def test_as_a_user_types_it(run_id: str, config: str, options: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", config.replace("{}", str(CONFIGS))]
+    command += ["--bundle_root", str(BUNDLE), "--output_dir", str(tmp_path / "run"), *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "error: learning_rate must be a number above 0, not -1"
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert not list(tmp_path.iterdir())

@@ -50,6 +50,7 @@ CASES = {
             "normalization": [{"ct": CT}],
             "patch_size": [32, 32, 4],
             "strides": [[2, 2, 1], [2, 2, 1], [2, 2, 2]],
+            "iterations_per_epoch": 60,
         },
         write_nnunet,
         None,

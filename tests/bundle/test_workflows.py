@@ -305,6 +305,8 @@ def test_a_mistyped_id_and_other_errors_are_one_line(volumes: Path, tmp_path: Pa
     assert done.returncode == 1 and "did you mean 'epochs'?" in done.stderr
     assert "Traceback" not in done.stderr
     command += ["--output_dir", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--spacing", "None"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "write --spacing null" in done.stderr
     done = subprocess.run([*command, "--fold", "7"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "error: fold must be 0 to 4 or 'all', not 7" in done.stderr
     assert "Traceback" not in done.stderr

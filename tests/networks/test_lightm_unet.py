@@ -233,10 +233,11 @@ def test_unsuitable_arguments_are_refused(arguments: dict, message: str) -> None
         LightMUNet(**({"spatial_dims": 2, "in_channels": 1, "out_channels": 2} | arguments))
 
 
-def test_a_traced_file_runs_in_another_process_with_gradients_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(12, 16), (8, 12, 16)])
+def test_a_traced_file_runs_in_another_process_with_gradients_on(tmp_path: Path, size: tuple[int, ...]) -> None:
     """As ckpt_export traces it. Gradients are on unless somebody turns them off."""
-    net = LightMUNet(3, 2, 3, 8, blocks_down=(1, 1), blocks_up=(1,), scan_order="axes", norm_bias=1.0).eval()
-    x = torch.rand(1, 2, 8, 12, 16)
+    net = LightMUNet(len(size), 2, 3, 8, blocks_down=(1, 1), blocks_up=(1,), scan_order="axes", norm_bias=1.0).eval()
+    x = torch.rand(1, 2, *size)
     with torch.no_grad():
         torch.jit.trace(net, x, check_trace=False).save(str(tmp_path / "net.ts"))
         torch.save((2 * x, net(2 * x)), tmp_path / "pair.pt")
