@@ -84,8 +84,19 @@ def test_a_user_error_is_found_behind_library_errors() -> None:
     assert find_user_error(RuntimeError()) is None
 
 
-@pytest.mark.parametrize(("error", "said"), [("KeyboardInterrupt", "interrupted"), ("UserError('no')", "error: no")])
-def test_what_a_user_did_has_no_traceback(error: str, said: str) -> None:
-    code = f"from scripts.errors import *; show_user_errors_plainly(); raise {error}"
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        ("raise KeyboardInterrupt", "interrupted"),
+        ("raise UserError('no')", "error: no"),
+        (
+            "from monai.bundle import ConfigParser as P; network = {'_target_': 'scripts.networks.LightMUNet'}; "
+            "P({'n': network | {'spatial_dims': 4, 'in_channels': 1, 'out_channels': 2}}).get_parsed_content('n')",
+            "error: spatial_dims must be 2 or 3, not 4",
+        ),
+    ],
+)
+def test_what_a_user_did_has_no_traceback(failing: str, said: str) -> None:
+    code = f"from scripts.errors import *; show_user_errors_plainly(); {failing}"
     result = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert result.returncode and result.stderr.strip() == said

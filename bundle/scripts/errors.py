@@ -23,17 +23,25 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
+def _refused_argument(error: BaseException) -> ValueError | None:
+    wrapped = str(error).startswith("Failed to instantiate component 'scripts.")  # MONAI's words
+    return error.__cause__ if wrapped and type(error.__cause__) is ValueError else None
+
+
 def in_one_line(error: BaseException) -> str:
     """What kind of error it is and the first line of its message, if it has one."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def show_user_errors_plainly() -> None:
-    """Make an uncaught :class:`UserError` print its message alone, and Ctrl-C a word; every other error keeps its
-    traceback."""
+    """Make an uncaught :class:`UserError` print its message alone, and Ctrl-C a word.
+
+    So it does with the ValueError by which a component of ours refuses what a config hands to it, as the network
+    does; every other error keeps its traceback.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        user_error = find_user_error(error)
+        user_error = find_user_error(error) or _refused_argument(error)
         if user_error is not None:
             print(f"\nerror: {user_error}", file=sys.stderr)
         elif issubclass(kind, KeyboardInterrupt):

@@ -192,5 +192,6 @@ def test_patch_sizes_follow_the_strides() -> None:
     check_patch_size([16, 24, 2], 3, strides)
     with pytest.raises(UserError, match=r"multiple of \[8, 8, 2\]; nearest: \[16, 24, 4\]"):
         check_patch_size([16, 24, 3], 3, strides)
-    with pytest.raises(UserError, match="each stage needs 2 numbers"):
-        check_patch_size([16, 24], 2, strides)
+    for bad in (strides, [2, 2, 2], 2):
+        with pytest.raises(UserError, match="each stage needs 2 numbers"):
+            check_patch_size([16, 24], 2, bad)

@@ -23,7 +23,7 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def found(folder: Path, in_channels: int) -> dict[str, object]:
+def found(folder: Path, in_channels: int = 1) -> dict[str, object]:
     """Case name -> file name(s)."""
     cases = input_cases(str(folder), str(folder.parent / "out"), in_channels=in_channels)
     return {c["name"]: Path(c["image"]).name if isinstance(c["image"], str) else len(c["image"]) for c in cases}
@@ -55,6 +55,19 @@ def test_other_names_are_a_case_each(
     assert found(touch(tmp_path / "in", *names), in_channels) == expected
 
 
+def test_images_in_sub_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = touch(tmp_path / "in", "a.png")
+    touch(folder / "more", "b.png")
+    touch(folder / "notes", "readme.txt")
+    touch(folder / ".hidden", "c.png")
+    with caplog.at_level("WARNING", logger="lightm_unet"):
+        assert found(folder) == {"a": "a.png"}
+    assert caplog.messages == [f"the images in sub-folders of {folder} are not predicted: more"]
+    (folder / "a.png").unlink()
+    with pytest.raises(UserError, match=r"holds no image .*; its sub-folder more does"):
+        found(folder)
+
+
 def test_predictions_keep_name_format_and_grid(tmp_path: Path) -> None:
     data = hard_case("four_channels", 1)
     folder = write_nnunet(tmp_path, data, ".nrrd") / "imagesTr"
@@ -69,6 +82,8 @@ def test_predictions_keep_name_format_and_grid(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
         input_cases(str(folder), str(tmp_path / "out"), in_channels=4)
     assert input_cases(str(folder), str(tmp_path / "out"), skip_existing=True, in_channels=4) == []
+    SavePredictiond(["pred"], str(tmp_path / "out"))(loaded)  # replaced, and so without probabilities
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["brain_0.nrrd"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "TIFF_SUFFIXES",
     "case_name",
+    "folders_with_images",
     "image_suffix",
     "list_images",
     "prediction_suffix",
@@ -75,8 +76,15 @@ def list_images(path: str | Path) -> list[Path]:
         raise UserError(f"the input {path} does not exist: give a file or a folder with --input_dir")
     images = sorted(file for file in path.iterdir() if _is_image(file))
     if not images:
-        raise UserError(f"the input folder {path} holds no image ({readable})")
+        deeper = "".join(f"; its sub-folder {name} does" for name in folders_with_images(path)[:1])
+        raise UserError(f"the input folder {path} holds no image ({readable}){deeper}")
     return images
+
+
+def folders_with_images(path: str | Path) -> list[str]:
+    """Names of the folders in a folder that hold images themselves, sorted; none of a file."""
+    folders = sorted(folder for folder in Path(path).glob("[!.]*") if folder.is_dir())
+    return [folder.name for folder in folders if any(map(_is_image, folder.iterdir()))]
 
 
 class replacing:

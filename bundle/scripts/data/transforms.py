@@ -141,10 +141,10 @@ def check_patch_size(
     Raises:
         UserError: not one positive size per axis, or a size that is not a multiple of what its axis is pooled by.
     """
-    if not isinstance(patch_size, (list, tuple)) or len(patch_size) != spatial_dims:
+    if not _is_list(patch_size) or len(patch_size) != spatial_dims:
         raise UserError(f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}")
     strides = or_none(strides)
-    if strides is not None and any(len(stride) != spatial_dims for stride in strides):
+    if strides is not None and not (_is_list(strides) and all(_is_list(s) and len(s) == spatial_dims for s in strides)):
         raise UserError(f"strides: each stage needs {spatial_dims} numbers, one per axis, not {strides}")
     multiples = [8] * spatial_dims if strides is None else [prod(axis) for axis in zip(*strides, strict=True)]
     pairs = list(zip(patch_size, multiples, strict=True))
@@ -154,6 +154,10 @@ def check_patch_size(
             f"patch_size {list(patch_size)}: each size must be a positive multiple of "
             f"{multiples[0] if len(set(multiples)) == 1 else multiples}; nearest: {nearest}"
         )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from ..data.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     case_name,
+    folders_with_images,
     image_suffix,
     list_images,
     prediction_suffix,
@@ -62,6 +63,8 @@ def input_cases(
         raise UserError("give the image or the folder of images to predict with --input_dir")
     # A command line hands on a number where a folder is called 2024.
     cases, folder = group_channels(list_images(str(input_dir)), in_channels), Path(str(output_dir))
+    if deeper := folders_with_images(str(input_dir)):
+        logger.warning(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}")
     _check_names(cases, folder)
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
@@ -176,7 +179,7 @@ class SavePredictiond(MapTransform):
         output_dir: where to write.
         probabilities_key: class probabilities (classes, *spatial), saved beside the label map as
             NAME_probabilities in the image's format for NIfTI (4D), NRRD and MetaImage (a vector per voxel), as
-            .npz for others; None: not.
+            .npz for others; None: not, and those of an earlier prediction go.
     """
 
     def __init__(self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None) -> None:
@@ -187,9 +190,11 @@ class SavePredictiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"].meta["filename_or_obj"]
         target = output_path({"name": data.get("name") or case_name(image), "image": image}, self.output_dir)
+        path = probabilities_path(target)
         if self.probabilities_key:  # before the label map, which tells skip_existing that a case is done
-            path = probabilities_path(target)
             save_probabilities(path, data[self.probabilities_key].cpu().numpy(), like=image)
+        else:  # those of a prediction that is replaced
+            path.unlink(missing_ok=True)
         for key in self.keys:
             save_label_map(target, data[key][0].cpu().numpy(), like=image)
         return dict(data)
