@@ -73,6 +73,9 @@ def test_msd_folders_tell_equal_names_apart_and_version_1_names(tmp_path: Path) 
     (root / "imagesTr/tiny_0.nii.gz").rename(root / "imagesTr/tiny_0_0000.nii.gz")
     old = {"image": "./imagesTr/tiny_0.nii.gz", "label": "./labelsTr/tiny_0.nii.gz"}
     assert change(root, training=[old]).cases[0]["image"].endswith("tiny_0_0000.nii.gz")
+    (root / "imagesTr/tiny_1.nii.gz").rename(root / "imagesTr/tiny[1]_0000.nii.gz")
+    bracketed = change(root, training=[{**old, "image": "./imagesTr/tiny[1].nii.gz"}])
+    assert bracketed.cases[0]["image"].endswith("tiny[1]_0000.nii.gz")
     several = {"image": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"], "label": "labelsTr/a.nii.gz"}
     assert change(root, training=[several]).cases[0]["name"] == "a"
 
@@ -113,6 +116,7 @@ def test_names_that_configs_would_misread(name: str) -> None:
         ({"a": 1.5}, '"a" must have an integer'),
         ({"a": []}, '"a" must have an integer'),
         ({"a": True}, '"a" must have an integer'),
+        ({"background": 0, "a": [0, 1]}, 'the region "a" holds 0, the background'),
         (["a"], '"labels" must be an object'),
     ],
 )

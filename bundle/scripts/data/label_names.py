@@ -35,8 +35,10 @@ def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, d
         raise UserError(f'{file}: "labels" gives one name to two values: {content}')
     ignore = named.pop(IGNORE, [None])[0]
     named = {name: values for name, values in named.items() if values != [0]}
-    for name in named:
+    for name, values in named.items():
         _check_name(name, file)
+        if 0 in values:
+            raise UserError(f'{file}: the region "{name}" holds 0, the background, which no region can: take it out')
     labels = _single_values(named, file)
     if ignore in labels.values():
         raise UserError(f'{file}: "{IGNORE}" has the value {ignore}, which is that of a label too')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -148,7 +149,8 @@ def _msd_case(folder: Path, entry: Mapping[str, Any]) -> Case:
     name, files = case_name(image), str(folder / image)
     if not Path(files).is_file():  # nnU-Net v1's layout names CASE.nii.gz and means CASE_0000.nii.gz, …
         suffix = Path(image).name[len(name) :]
-        found = sorted(str(path) for path in (folder / image).parent.glob(f"{name}_[0-9][0-9][0-9][0-9]{suffix}"))
+        pattern = f"{glob.escape(name)}_[0-9][0-9][0-9][0-9]{suffix}"
+        found = sorted(map(str, (folder / image).parent.glob(pattern)))
         files = found[0] if len(found) == 1 else found or files
     return {"name": name, "image": files, "label": str(folder / entry["label"])}
 
