@@ -59,6 +59,17 @@ def test_a_run_whose_checkpoint_was_deleted_is_not_overwritten(tmp_path: Path) -
         open_run(str(tmp_path), True, {})
 
 
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / "training.log").open("a") as log_of_another:
+        fcntl.flock(log_of_another, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another training runs in .*--output_dir"):
+            open_run(str(tmp_path), False, {})
+        assert not (tmp_path / "settings.json").exists()
+    open_run(str(tmp_path), False, {})
+    open_run(str(tmp_path), False, {})  # the same process may start over
+
+
 def test_typed_words_are_the_same_settings(tmp_path: Path) -> None:
     open_run(str(tmp_path), False, {"slice_axis": "null", "crop_nonzero": "false"})
     (tmp_path / "checkpoint.pt").touch()

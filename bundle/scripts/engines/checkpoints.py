@@ -118,7 +118,7 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
 
     Raises:
         UserError: the folder holds a run and ``resume`` is false, or the other way round; it cannot be
-            written; or the old run had other settings.
+            written; another process trains in it; or the old run had other settings.
     """
     folder = Path(str(output_dir))  # a command line hands on a number where it is called 2024
     checkpoint = folder / CHECKPOINT
@@ -178,7 +178,8 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
 
 
 def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
-    """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so."""
+    """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so, or
+    that the network pooled otherwise, which no weight's shape tells."""
     file = Path(path).parent / SETTINGS
     trained = json.loads(file.read_text()) if file.is_file() else {}
     changed = [f"{key} {trained[key]}, now it is {preparation[key]}" for key in differing(trained, preparation)]
@@ -230,20 +231,35 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     if not is_main_process():
         return
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)  # of an earlier run in this process
+        handler.close()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        log_file = logging.FileHandler(folder / "training.log")
+        _claim(folder, log_file)
         with replacing(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write to the output folder {folder}: {error.strerror}; give another --output_dir"
         ) from error
-    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-        logger.removeHandler(handler)  # of an earlier run in this process
-        handler.close()
-    log_file = logging.FileHandler(folder / "training.log")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(log_file)
+
+
+def _claim(folder: Path, log_file: logging.FileHandler) -> None:
+    """Keep other trainings out of the folder while the log file is open, where the system has file locks: until its
+    first epoch ends, nothing else tells that a run is there."""
+    try:
+        import fcntl
+
+        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        log_file.close()
+        raise UserError(f"another training runs in {folder}: wait for its end, or give another --output_dir") from error
+    except (ImportError, OSError):  # Windows; a network disk without locks
+        return
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
