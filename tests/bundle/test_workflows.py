@@ -339,6 +339,17 @@ def test_weights_that_do_not_fit_are_refused(volumes: Path, run_3d: Path, tmp_pa
     assert "--checkpoint" in message
 
 
+def test_weights_of_other_strides_are_said_to_be(
+    volumes: Path, run_3d: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """No weight's shape tells of them."""
+    settings = {"input_dir": str(volumes / "imagesTr/case_0.nii.gz"), "output_dir": str(tmp_path), "device": "cpu"}
+    settings |= {"checkpoint": str(run_3d / "model.pt"), "init_filters": 8, "tta": False} | SMALL_3D
+    del settings["batch_size"]
+    run("inference", "inference.json", strides=[[2, 2, 2], [2, 2, 2], [1, 2, 1]], **settings)
+    assert "were trained with strides None, now it is [[2, 2, 2], [2, 2, 2], [1, 2, 1]]" in "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize("config", ["train.json", "inference.json"])
 def test_task_overlay_of_the_default_changes_nothing(config: str) -> None:
     parser = monai.bundle.ConfigParser()
