@@ -17,6 +17,7 @@ from rule_cases import SPACING, write
 
 from scripts.data.images import load_image
 from scripts.errors import UserError
+from scripts.provenance import Run, read_provenance, write_provenance
 from scripts.rules import ApplyPostprocessingd, apply_rules, load_rules
 from scripts.rules.apply import describe, find_rules, no_rules
 from scripts.rules.command import main
@@ -142,6 +143,17 @@ def test_command(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*clean, "--output_dir", str(faulty / "clean"), "--overwrite"])
     with pytest.raises(UserError, match="holds the raw predictions"):
         main([*clean, "--output_dir", str(faulty / "predictions"), "--overwrite"])
+
+
+def test_predictions_of_two_folders_cleaned_into_one_keep_what_is_known_of_both(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name / f"{name}.nii.gz", np.ones((4, 4, 4), np.uint8))
+        write_provenance(tmp_path / name, Run("model.pt", 0, [f"trained_{name}"], [name]))
+        apply_to_folder(tmp_path / name, rules_for(), tmp_path / "clean", workers=0)
+    assert {run.predicted[0]: run.trained_on for run in read_provenance(tmp_path / "clean")} == {
+        "a": ["trained_a"],
+        "b": ["trained_b"],
+    }
 
 
 def test_pictures(tmp_path: Path, label_map: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..data.files import prediction_suffix
 from ..data.images import save_label_map
 from ..data.pairs import files_by_case, read_label_map
 from ..errors import UserError
-from ..provenance import PREDICTIONS
+from ..provenance import read_provenance, write_provenance
 from ..workers import map_cases
 from .apply import apply_rules
 
@@ -48,8 +47,8 @@ def apply_to_folder(
         )
     try:
         target.mkdir(parents=True, exist_ok=True)
-        if (source / PREDICTIONS).is_file():
-            shutil.copyfile(source / PREDICTIONS, target / PREDICTIONS)
+        if (runs := read_provenance(source)) is not None:
+            write_provenance(target, *runs)
     except OSError as error:
         raise UserError(f"cannot write to {target}: {error.strerror}; give another --output_dir") from error
     clean = partial(_clean_file, rules=rules)
