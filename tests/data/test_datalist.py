@@ -78,8 +78,10 @@ def test_contradictions_and_folds_that_do_not_exist(dataset: Path) -> None:
         load(dataset, fold=5)
     with pytest.raises(UserError, match=r"declares 1 channel\(s\), the config has in_channels=4"):
         load(dataset, channels=4)
-    with pytest.raises(UserError, match=r"declares the labels \[1, 2\]"):
+    with pytest.raises(UserError, match=r"declares the labels \{'a': 1, 'b': 2\}"):
         load_cases(dataset, "training", 0, 1, {"lung": 1})
+    with pytest.raises(UserError, match=r"the config has \{'b': 1, 'a': 2\}"):
+        load_cases(dataset, "training", 0, 1, {"b": 1, "a": 2})
 
 
 def test_case_name() -> None:

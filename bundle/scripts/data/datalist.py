@@ -141,6 +141,7 @@ def _check_against_config(dataset: DatasetDescription, in_channels: int, labels:
         raise UserError(
             f"{dataset.file} declares {len(channels)} channel(s), the config has in_channels={in_channels}: {hint}"
         )
-    if dataset.labels and set(dataset.labels.values()) != set(labels.values()):
-        declared = sorted(dataset.labels.values())
-        raise UserError(f"{dataset.file} declares the labels {declared}, the config has {dict(labels)}: {hint}")
+    other_values = set(dataset.labels.values()) != set(labels.values())
+    swapped = any(dataset.labels.get(name, value) != value for name, value in labels.items())
+    if dataset.labels and (other_values or swapped):
+        raise UserError(f"{dataset.file} declares the labels {dataset.labels}, the config has {dict(labels)}: {hint}")
