@@ -147,7 +147,7 @@ def _check_label(
     counts = _count_values(label.array)
     undeclared = sorted(value for value in counts if value not in declared)
     if undeclared:
-        shown = ", ".join(f"{value:g}" for value in undeclared[:10])
+        shown = ", ".join(f"{value:.9g}" for value in undeclared[:10])
         number = sum(counts[value] for value in undeclared)
         message = f"holds the label value(s) {shown} in {number} voxel(s); declared are {sorted(declared)}"
         report.errors.append(Problem(path, message))

@@ -82,7 +82,7 @@ class LoadCased(MapTransform):
             raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
         undeclared = sorted(set(torch.unique(label).tolist()) - self.values)
         if undeclared:
-            shown = ", ".join(f"{value:g}" for value in undeclared[:10])
+            shown = ", ".join(f"{value:.9g}" for value in undeclared[:10])
             raise UserError(f"{path} holds the label value(s) {shown}; declared are {sorted(self.values)}")
 
 

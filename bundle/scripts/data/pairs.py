@@ -100,7 +100,7 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
     known = [0, *values]
     unknown = [value for value in _values_in(array) if value not in known]
     if unknown:
-        shown = ", ".join(f"{value:g}" for value in unknown[:10]) + (", …" if len(unknown) > 10 else "")
+        shown = ", ".join(f"{value:.9g}" for value in unknown[:10]) + (", …" if len(unknown) > 10 else "")
         raise UserError(f"{path} holds the label value(s) {shown}; the task has {sorted(known)}")
     if not np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.int32)
