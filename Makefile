@@ -82,6 +82,8 @@ $(STAMP):
 	echo "make: $$($(PYTHON) --version) is outside 3.10 to 3.13: name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@test ! -L $(VENV) || { \
+	echo "make: $(VENV) is a link, and what it leads to would be emptied: remove the link (rm $(VENV))" >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages of env/requirements-dev.txt (several minutes on a fresh machine) ..."

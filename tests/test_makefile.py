@@ -91,3 +91,13 @@ def test_a_missing_folder_of_references_is_one_clear_error(case: Path) -> None:
     done = make_report(case, python=after_inference, IN=case / "images", LABELS=case / "none")
     check_error(done, f"the folder {case / 'none'} does not exist")
     assert not (case / "out/report").exists()
+
+
+def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/kept").touch()
+    (tmp_path / "link").symlink_to("shared")
+    command = ["make", "lint", f"VENV={tmp_path / 'link'}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and "is a link" in done.stderr
+    assert (tmp_path / "shared/kept").exists()
