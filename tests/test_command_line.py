@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,10 +61,19 @@ def test_none_would_be_dropped_silently(config: str) -> None:
     assert or_none("null") is None and or_none(0) == 0
 
 
-def test_a_folder_called_by_a_number(config: str) -> None:
-    with pytest.raises(UserError, match=r"--output_dir 2025: .*write --output_dir \./2025"):
-        check(config, "--output_dir", "2025")
-    check(config, "--output_dir", "./2025")
+@pytest.mark.parametrize(
+    ("folder", "read"), [("2025", "2025"), ("2025.10", "2025.1"), ("1e3", "1000.0"), ("out#2", "'out'")]
+)
+def test_a_folder_that_would_be_read_as_something_else(config: str, folder: str, read: str) -> None:
+    message = f"--output_dir {folder}: MONAI reads it as {read}; write --output_dir ./{folder}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(config, "--output_dir", folder)
+    check(config, "--output_dir", f"./{folder}")
+
+
+@pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "/data/out#2", "~/out", "it's"])
+def test_other_folders_are_read_as_they_are(config: str, folder: str) -> None:
+    check(config, "--output_dir", folder)
 
 
 def test_flags() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
@@ -38,7 +39,7 @@ def start() -> None:
 
 def check_ids(arguments: Sequence[str]) -> None:
     """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, and a
-    folder that it would take for a number.
+    folder that it would read as something else: 2024.10 as a number, out#2 as out.
 
     Args:
         arguments: the command line after ``python -m monai.bundle``.
@@ -57,8 +58,8 @@ def check_ids(arguments: Sequence[str]) -> None:
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
-        if name.endswith("_dir") and value.isdigit():
-            raise UserError(f"--{name} {value}: MONAI takes it for a number; write --{name} ./{value}")
+        if name.endswith("_dir") and (read := DefaultParseValue(value)) != value:
+            raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
