@@ -76,6 +76,8 @@ clean:  ## remove .venv, dist, the demo's output and caches
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP):
+	@test ! -L $(VENV) || { \
+	echo "make: $(VENV) is a link, and what it points to would be emptied: remove the link" >&2; exit 1; }
 	@$(PYTHON) -c 'pass' 2>/dev/null || { \
 	echo "make: '$(PYTHON)' does not run: install Python 3.10 to 3.13 or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \

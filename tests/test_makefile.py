@@ -91,3 +91,14 @@ def test_a_missing_folder_of_references_is_one_clear_error(case: Path) -> None:
     done = make_report(case, python=after_inference, IN=case / "images", LABELS=case / "none")
     check_error(done, f"the folder {case / 'none'} does not exist")
     assert not (case / "out/report").exists()
+
+
+def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "env", tmp_path / "checkout/env")
+    shutil.copy(REPOSITORY / "Makefile", tmp_path / "checkout")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").touch()
+    (tmp_path / "checkout/.venv").symlink_to(tmp_path / "elsewhere")
+    done = subprocess.run(["make", "lint"], cwd=tmp_path / "checkout", capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and ".venv is a link" in done.stderr
+    assert (tmp_path / "elsewhere/kept").is_file()
