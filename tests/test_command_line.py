@@ -18,7 +18,7 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    content = {"epochs": 1, "train": {"trainer": {}}, "num_workers": 0, "output_dir": "output"}
+    content = {"training": [], "epochs": 1, "train": {"trainer": {}}, "num_workers": 0, "output_dir": "output"}
     (tmp_path / "train.json").write_text(json.dumps(content))
     return str(tmp_path / "train.json")
 
@@ -47,6 +47,21 @@ def test_known_ids_pass(config: str, arguments: list[str]) -> None:
 def test_an_unknown_id_names_the_nearest(config: str, argument: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"did you mean '{hint}'"):
         check(config, argument, "3")
+
+
+@pytest.mark.parametrize(
+    ("words", "mended"),
+    [("--output_dir a.pt b.pt", "['a.pt', 'b.pt']"), ("--epochs 40 56 --num_workers 0", "[40, 56]")],
+)
+def test_several_values_of_an_option_are_one_list(config: str, words: str, mended: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(config, *words.split())
+    assert f'write several values as one list, {words.split()[0]} "{mended}"' in str(caught.value)
+
+
+def test_a_run_of_another_config_names_its_file(config: str) -> None:
+    with pytest.raises(UserError, match=r"evaluating is defined in configs/evaluate\.json"):
+        check_ids(["run", "evaluating", "--config_file", config])
 
 
 def test_ids_in_an_args_file_are_checked_too(config: str, tmp_path: Path) -> None:

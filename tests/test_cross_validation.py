@@ -202,6 +202,11 @@ def test_what_it_sets_itself_is_refused(option: str) -> None:
         Settings([str(TRAIN)], option.split())
 
 
+def test_config_files_that_are_no_list_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--config_file a\.json b\.json: write several values as one list"):
+        main(["--config_file", "a.json", "b.json"])
+
+
 def test_configs_that_cannot_train_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json cannot be read"):
         Settings([str(tmp_path / "none.json")], [])

@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,33 @@ from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["as_config_files", "as_flag", "as_typed", "check_ids", "differing", "option_values", "or_none", "start"]
+__all__ = [
+    "as_config_files",
+    "as_flag",
+    "as_typed",
+    "check_ids",
+    "check_words",
+    "differing",
+    "option_values",
+    "or_none",
+    "start",
+]
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
     "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type help".split()
 )
 
+# The config that defines what a user runs.
+_RUNS = {"training": "train.json", "evaluating": "evaluate.json", "inference": "inference.json"}
+
 
 def start() -> None:
-    """Show user errors in one line and refuse mistyped ids on a ``monai.bundle`` command line."""
+    """Show user errors in one line and refuse mistyped ids on a ``monai.bundle`` command line.
+
+    Stands in ``initialize``, and in ``run`` again: a word too many, as in ``--checkpoint a.pt b.pt``, is to MONAI the
+    name of another ``initialize``.
+    """
     main_spec = getattr(sys.modules["__main__"], "__spec__", None)
     if main_spec is None or not main_spec.name.startswith("monai.bundle"):
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
@@ -38,14 +55,15 @@ def start() -> None:
 
 
 def check_ids(arguments: Sequence[str]) -> None:
-    """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, and a
-    folder that it would read as something else: 2024.10 as a number, out#2 as out.
+    """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, a
+    folder that it would read as something else (2024.10 as a number, out#2 as out), several words after an option,
+    and a run that no given file defines.
 
     Args:
         arguments: the command line after ``python -m monai.bundle``.
 
     Raises:
-        UserError: names the unknown id and the nearest known one, or how to write the folder.
+        UserError: names the unknown id and the nearest known one, or how to write it.
     """
     given = option_values(arguments)
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
@@ -63,6 +81,27 @@ def check_ids(arguments: Sequence[str]) -> None:
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
+    if known:
+        check_words(arguments, allowed=known)
+        _check_run(given.get("run_id", "".join(arguments[1:2])), known)
+
+
+def check_words(arguments: Sequence[str], allowed: Container[str] = ()) -> None:
+    """Refuse several words after an option, of which all but the first would be taken for something else.
+
+    Raises:
+        UserError: says how several values of the option are written.
+    """
+    options: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            options.append(argument.split("=", 1))
+        elif options:
+            options[-1].append(argument)
+    for option, *values in options:
+        if any(value not in allowed for value in values[1:]):
+            several = [DefaultParseValue(value) for value in values]
+            raise UserError(f'{option} {" ".join(values)}: write several values as one list, {option} "{several}"')
 
 
 def as_flag(value: bool | int | str | None, name: str = "the value") -> bool:
@@ -95,6 +134,11 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that are in both and differ, typed on a command line, as Python or as JSON keeps them."""
     before, now = (as_typed(json.loads(json.dumps(settings))) for settings in (before, now))
     return [key for key in now if key in before and before[key] != now[key]]
+
+
+def _check_run(run_id: str, known: Container[str]) -> None:
+    if run_id in _RUNS and run_id not in known:
+        raise UserError(f"{run_id} is defined in configs/{_RUNS[run_id]}: name it in --config_file")
 
 
 def _keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from .command_line import as_config_files
+from .command_line import as_config_files, check_words
 from .data.files import case_name, replacing
 from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
@@ -120,7 +120,9 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--folds", type=_number, nargs="+", metavar="K", help="which folds (default: all)")
     which.add_argument("--fold", type=_number, metavar="K", help="this fold alone, nothing put together")
-    return parser.parse_known_args(argv)
+    options, overrides = parser.parse_known_args(argv)
+    check_words(["--config_file", options.config_file, *overrides])
+    return options, overrides
 
 
 def _number(word: str) -> int:
