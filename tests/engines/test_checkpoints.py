@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,14 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from scripts.engines.checkpoints import SaveCheckpoints, check_preparation, load_weights, open_run, restore_run
+from scripts.engines.checkpoints import (
+    SaveCheckpoints,
+    check_preparation,
+    load_weights,
+    open_run,
+    restore_run,
+    run_to_end,
+)
 from scripts.engines.optimizers import decay_matrices
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
@@ -68,6 +76,23 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
         assert not (tmp_path / "settings.json").exists()
     open_run(str(tmp_path), False, {})
     open_run(str(tmp_path), False, {})  # the same process may start over
+
+
+def test_a_training_that_failed_lets_go_of_its_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    open_run(str(tmp_path), False, {})
+
+    def fail(engine: Engine, batch: object) -> None:
+        with (tmp_path / "training.log").open("a") as log_of_another, pytest.raises(BlockingIOError):
+            fcntl.flock(log_of_another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise MemoryError
+
+    trainer = Engine(fail)
+    trainer.run = partial(trainer.run, [0])
+    with pytest.raises(MemoryError):
+        run_to_end(trainer)
+    with (tmp_path / "training.log").open("a") as log_of_another:
+        fcntl.flock(log_of_another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_typed_words_are_the_same_settings(tmp_path: Path) -> None:

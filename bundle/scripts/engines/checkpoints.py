@@ -26,6 +26,7 @@ __all__ = [
     "open_run",
     "read_weights",
     "restore_run",
+    "run_to_end",
 ]
 
 CHECKPOINT = "checkpoint.pt"
@@ -136,6 +137,14 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
     _make_folder(folder, settings)
 
 
+def run_to_end(trainer: Engine) -> None:
+    """Train; then, whatever came of it, close the log file, with which the folder is free for another process."""
+    try:
+        trainer.run()
+    finally:
+        _close_log()
+
+
 def restore_run(
     trainer: Engine,
     evaluator: Engine,
@@ -231,9 +240,7 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     if not is_main_process():
         return
-    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-        logger.removeHandler(handler)  # of an earlier run in this process
-        handler.close()
+    _close_log()  # of an earlier run in this process that failed before it trained
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log_file = logging.FileHandler(folder / "training.log")
@@ -246,6 +253,12 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         ) from error
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(log_file)
+
+
+def _close_log() -> None:
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _claim(folder: Path, log_file: logging.FileHandler) -> None:
