@@ -55,6 +55,14 @@ def test_other_names_are_a_case_each(
     assert found(touch(tmp_path / "in", *names), in_channels) == expected
 
 
+@pytest.mark.parametrize("given", ["a_0000.png", "a_0001.png"])
+def test_one_channel_of_a_case_is_refused(tmp_path: Path, given: str) -> None:
+    folder = touch(tmp_path / "in", "a_0000.png", "a_0001.png")
+    with pytest.raises(UserError, match=rf"{given} is one of 2 channels of a: give their folder"):
+        found(folder / given, 2)
+    assert found(folder / "a_0000.png", 1) == {"a": "a_0000.png"}
+
+
 def test_images_in_sub_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = touch(tmp_path / "in", "a.png")
     touch(folder / "more", "b.png")

@@ -56,11 +56,13 @@ def input_cases(
         in_channels: channels that the network takes.
 
     Raises:
-        UserError: no input; a case lacks channels; two inputs or an input and an output would be one file;
-            predictions are there and neither switch is set; the output folder cannot be written.
+        UserError: no input; a case lacks channels, or the input is one of its files; two inputs or an input and an
+            output would be one file; predictions are there and neither switch is set; the output folder cannot be
+            written.
     """
     if not input_dir:
         raise UserError("give the image or the folder of images to predict with --input_dir")
+    _check_whole_case(Path(str(input_dir)), in_channels)
     # A command line hands on a number where a folder is called 2024.
     cases, folder = group_channels(list_images(str(input_dir)), in_channels), Path(str(output_dir))
     if deeper := folders_with_images(str(input_dir)):
@@ -205,6 +207,13 @@ def probabilities_path(prediction: Path) -> Path:
     suffix = image_suffix(prediction)
     ending = {".nii": ".nii.gz"}.get(suffix, suffix) if suffix in NIFTI_SUFFIXES + ITK_SUFFIXES else ".npz"
     return prediction.with_name(f"{case_name(prediction)}_probabilities{ending}")
+
+
+def _check_whole_case(path: Path, in_channels: int) -> None:
+    name, channel = split_channel(path)
+    others = [path.with_name(f"{name}_{number:04d}{image_suffix(path)}") for number in range(in_channels)]
+    if path.is_file() and channel is not None and any(other != path and other.is_file() for other in others):
+        raise UserError(f"{path} is one of {in_channels} channels of {name}: give their folder with --input_dir")
 
 
 def _check_names(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -48,15 +48,16 @@ def summarize(rows: Sequence[Row]) -> Summary:
 
 
 def format_summary(cases: int, summary: Summary, metrics: Sequence[str] = METRICS) -> str:
-    """A table for the log: classes down, mean ± SD of the metrics across."""
+    """A table for the log: classes down, mean ± SD of the metrics across, the mean alone where no SD is defined."""
     width = max(map(len, summary), default=0) + 2
-    rows = [
-        [name.ljust(width), *(f"{own[metric]['mean']:.4f} ± {own[metric]['sd']:.4f}" for metric in metrics)]
-        for name, own in summary.items()
-    ]
+    rows = [[name.ljust(width), *(_cell(own[metric]) for metric in metrics)] for name, own in summary.items()]
     column = max(18, 2 + max((len(cell) for row in rows for cell in row[1:]), default=0))  # pixels can be hundreds
     lines = [row[0] + "".join(f"{cell:>{column}}" for cell in row[1:]) for row in [[" " * width, *metrics], *rows]]
     return "\n".join([f"{cases} cases, mean ± SD", *lines])
+
+
+def _cell(values: Mapping[str, float]) -> str:
+    return f"{values['mean']:.4f}" + ("" if math.isnan(values["sd"]) else f" ± {values['sd']:.4f}")
 
 
 def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
