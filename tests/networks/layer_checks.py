@@ -1,4 +1,4 @@
-"""What the tests of the fused layer and of the channels-last steps share: random tensors and the truth in float64."""
+"""What the tests of the fused layer, of networks with it and of the channels-last steps share."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def float64_copy(module: nn.Module) -> nn.Module:
         if hasattr(part, "backend"):
             part.backend = "chunked"
     return exact
+
+
+def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the gradients at the input and all parameters as one vector."""
+    x = x.clone().requires_grad_()
+    y = net(x)
+    gradients = torch.autograd.grad(y, (x, *net.parameters()), normal(*y.shape, seed=9).to(y.dtype))
+    return y.detach(), torch.cat([gradient.flatten() for gradient in gradients])

@@ -13,6 +13,7 @@ from scipy import ndimage
 from ..errors import UserError
 from .formats import RawImage, channel_conflicts, read_raw
 from .geometry import affine_problem, displacement, grid_conflict, is_oblique
+from .label_names import listed
 
 __all__ = ["CaseReport", "Problem", "examine_case"]
 
@@ -147,9 +148,8 @@ def _check_label(
     counts = _count_values(label.array)
     undeclared = sorted(value for value in counts if value not in declared)
     if undeclared:
-        shown = ", ".join(f"{value:.9g}" for value in undeclared[:10])
         number = sum(counts[value] for value in undeclared)
-        message = f"holds the label value(s) {shown} in {number} voxel(s); declared are {sorted(declared)}"
+        message = f"holds the label value(s) {listed(undeclared)} in {number} voxel(s); declared are {sorted(declared)}"
         report.errors.append(Problem(path, message))
         return
     report.values = {int(value): count for value, count in counts.items()}

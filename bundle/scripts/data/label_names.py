@@ -1,16 +1,22 @@
-"""Names and values of labels in a dataset.json, MSD's {"1": "liver"} or nnU-Net's {"liver": 1, "organ": [1, 2]}."""
+"""Names and values of labels in a dataset.json, MSD's {"1": "liver"} or nnU-Net's {"liver": 1, "organ": [1, 2]}, and how
+messages list values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["read_labels"]
+__all__ = ["listed", "read_labels"]
 
 IGNORE = "ignore"
+
+
+def listed(values: Sequence[float]) -> str:
+    """The first ten label values of a list for a message, 0.99999994 told from 1."""
+    return ", ".join(f"{value:.9g}" for value in values[:10]) + (", …" if len(values) > 10 else "")
 
 
 def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, dict[str, list[str]]]:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from .files import case_name, list_images
 from .formats import planar, read_raw
 from .geometry import placement_conflict, spacing_of
+from .label_names import listed
 from .task import Task
 
 __all__ = ["LabelMap", "Pair", "files_by_case", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
@@ -100,8 +101,7 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
     known = [0, *values]
     unknown = [value for value in _values_in(array) if value not in known]
     if unknown:
-        shown = ", ".join(f"{value:.9g}" for value in unknown[:10]) + (", …" if len(unknown) > 10 else "")
-        raise UserError(f"{path} holds the label value(s) {shown}; the task has {sorted(known)}")
+        raise UserError(f"{path} holds the label value(s) {listed(unknown)}; the task has {sorted(known)}")
     if not np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.int32)
     array = np.ascontiguousarray(array)  # NIfTI's come in Fortran order, which slows down what follows
