@@ -1,5 +1,7 @@
-"""Names and values of labels in a dataset.json, MSD's {"1": "liver"} or nnU-Net's {"liver": 1, "organ": [1, 2]}, and how
-messages list values."""
+"""Names and values of labels in a dataset.json, and how messages list values.
+
+MSD writes {"1": "liver"}, nnU-Net {"liver": 1, "organ": [1, 2]}.
+"""
 
 from __future__ import annotations
 
