@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.ops.fused import available
+from scripts.ops.fused import unavailable
 
 # (batch, depth, height, width) and channels of the four stages; the products are 524288, 131072, 32768, 8192 rows.
 STAGES = [((2, 64, 64, 64), 32), ((2, 32, 64, 32), 64), ((2, 16, 32, 32), 128), ((2, 16, 16, 16), 256)]
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     arguments = parser.parse_args()
-    if not torch.cuda.is_available() or not available(DEVICE):
+    if not torch.cuda.is_available() or unavailable(torch.device(DEVICE)) is not None:
         parser.error("needs an NVIDIA GPU and triton")
     dtype = getattr(torch, arguments.dtype)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}\n")

@@ -13,7 +13,7 @@ import torch.nn as nn
 from layer_checks import DEVICE, float64_copy, needs_kernels, normal, relative_error
 from torch import Tensor
 
-from scripts.networks import LightMUNet, channels_last, lightm_unet
+from scripts.networks import LightMUNet, channels_last
 from scripts.networks.convolutions import depthwise_separable
 
 
@@ -108,7 +108,9 @@ def test_whole_network_with_these_steps_is_plain(stem: str, monkeypatch: pytest.
     torch.manual_seed(0)
     net = LightMUNet(2, 1, 3, 8, blocks_down=(1, 1), blocks_up=(1,), stem=stem, backend="naive").to(DEVICE)
     exact, x = float64_copy(net), normal(1, 1, 8, 8)
-    monkeypatch.setattr(lightm_unet, "can_fuse", lambda x, backend: x.dtype == torch.float32)
+    unavailable = channels_last.unavailable
+    monkeypatch.setattr(channels_last, "unavailable", lambda x: None if x.dtype == torch.float32 else unavailable(x))
+    monkeypatch.setattr(LightMUNet, "_prefers_channels_last", lambda net, x: True)
     y, true_y = net(x), exact(x.double())
     assert relative_error(y, true_y) < 1e-5
     dy = normal(*y.shape, seed=9)

@@ -12,7 +12,7 @@ from layer_checks import HAS_GPU, float64_copy, normal, relative_error, run
 from torch import Tensor
 
 from scripts.networks import LightMUNet, fused_vss
-from scripts.networks.fused_vss import can_fuse, fused_vss_layer
+from scripts.networks.fused_vss import fused_vss_layer, unavailable
 from scripts.networks.vss import VSSLayer
 from scripts.ops import fused
 from scripts.ops.selective_scan import BackendError, choose_backend
@@ -176,12 +176,12 @@ def test_memory_of_a_layer_is_its_input() -> None:
 
 @on_gpu
 def test_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(1, device="cuda")
-    assert can_fuse(x, "auto") and can_fuse(x, "triton")
-    assert can_fuse(x.bfloat16(), "auto") and not can_fuse(x.double(), "auto")
-    assert not can_fuse(x, "chunked") and not can_fuse(x, "naive")
-    monkeypatch.setattr(fused, "available", lambda device: False)
-    assert not can_fuse(x, "auto")
+    x = torch.zeros(1, 4, 2, device="cuda")
+    auto, *others = (VSSLayer(4, 4, backend) for backend in ("auto", "triton", "chunked", "naive"))
+    assert unavailable(auto, x) is unavailable(auto, x.bfloat16()) is unavailable(others[0], x) is None
+    assert unavailable(auto, x.double()) and unavailable(others[1], x) and unavailable(others[2], x)
+    monkeypatch.setattr(fused, "unavailable", lambda device: "no kernels")
+    assert unavailable(auto, x) == "no kernels"
 
 
 @on_gpu

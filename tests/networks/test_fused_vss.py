@@ -11,10 +11,10 @@ import torch
 from layer_checks import DEVICE, HAS_GPU, float64_copy, needs_kernels, normal, relative_error, run
 from torch import Tensor
 
-from scripts.networks import LightMUNet, fused_vss, vss
-from scripts.networks.fused_vss import can_fuse, fused_vss_layer
+from scripts.networks import LightMUNet, fused_vss
+from scripts.networks.fused_vss import fused_vss_layer
 from scripts.networks.scan_order import SCAN_ORDERS, scan_paths
-from scripts.networks.stages import EncoderStage
+from scripts.networks.stages import EncoderStage, VSSDownsample
 from scripts.networks.vss import VSSLayer
 from scripts.ops.selective_scan import triton_gpu
 
@@ -97,7 +97,7 @@ def test_nothing_reads_what_nothing_wrote() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", SCAN_ORDERS)
 def test_keeping_the_inside_changes_no_bit(order: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vss, "can_fuse", lambda x, backend: True)
+    monkeypatch.setattr(fused_vss, "unavailable", lambda layer, x: None)
     path = next(islice(scan_paths(order), 3, None))  # the fourth layer's: along another axis, backwards
     x = normal(1, 4, 3, 4).to(dtype)
     again, kept = (run(vss_layer(4, 8, path=path, recompute_activations=recompute), x) for recompute in (True, False))
@@ -134,13 +134,13 @@ def test_the_inside_is_kept_from_forward_to_backward_alone(monkeypatch: pytest.M
 
 @needs_kernels
 def test_checkpointed_stage_that_keeps_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vss, "can_fuse", lambda x, backend: True)
+    monkeypatch.setattr(fused_vss, "unavailable", lambda layer, x: None)
 
     def make_vss(in_channels: int, out_channels: int) -> VSSLayer:
         return vss_layer(in_channels, out_channels, recompute_activations=False)
 
     plain, checkpointed = (
-        run(EncoderStage(2, 4, 8, [], (2, 2), "INSTANCE", "RELU", make_vss, use_checkpoint), normal(1, 4, 4, 4))
+        run(EncoderStage(VSSDownsample(2, make_vss(4, 8), (2, 2)), [], use_checkpoint), normal(1, 4, 4, 4))
         for use_checkpoint in (False, True)
     )
     assert all(map(torch.equal, plain, checkpointed))
@@ -179,5 +179,6 @@ def test_layer_refuses_a_second_derivative() -> None:
 
 
 def test_cpu_takes_the_plain_modules() -> None:
-    assert not can_fuse(torch.zeros(1), "auto")
-    assert not can_fuse(torch.zeros(1), "triton")  # even in the interpreter
+    x = torch.zeros(1, 4, 2)
+    assert fused_vss.unavailable(VSSLayer(4, 4), x)
+    assert fused_vss.unavailable(VSSLayer(4, 4, "triton"), x)  # even in the interpreter

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch.autograd import forward_ad
 
 from scripts.networks import streaming
-from scripts.networks.streaming import can_stream, should_stream, stream_vss_layer
+from scripts.networks.streaming import stream_vss_layer, unavailable
 from scripts.networks.vss import VSSLayer
 from scripts.ops.selective_scan import BackendError, backend_report
 
@@ -139,8 +139,8 @@ def test_a_failing_tile_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_short_images_of_a_batch_go_side_by_side() -> None:
     layer = make_layer(16, 16, "auto", torch.float32)
     with torch.no_grad():
-        assert should_stream(layer, torch.zeros(1, 16, 8, 8)) and should_stream(layer, torch.zeros(2, 16, 300, 300))
-        assert not should_stream(layer, torch.zeros(64, 16, 8, 8))
+        assert unavailable(layer, torch.zeros(1, 16, 8, 8)) is unavailable(layer, torch.zeros(2, 16, 300, 300)) is None
+        assert "side by side" in str(unavailable(layer, torch.zeros(64, 16, 8, 8)))
 
 
 def test_hooks_are_called_in_inference_too() -> None:
@@ -163,18 +163,18 @@ def test_forward_mode_in_inference() -> None:
 
 
 def test_when_it_can_stream() -> None:
-    x = torch.randn(1, 4, 6, 6)
-    assert not can_stream(x)  # gradients may be wanted
+    layer, x = make_layer(4, 4, "auto", torch.float32), torch.randn(1, 4, 6, 6)
+    assert "gradients" in str(unavailable(layer, x))
     with torch.no_grad():
-        assert can_stream(x) and can_stream(x.double())
-        assert not can_stream(x.bfloat16()) and not can_stream(x.half()) and not can_stream(x.to("meta"))
+        assert unavailable(layer, x) is unavailable(layer, x.double()) is None
+        assert all(unavailable(layer, other) for other in (x.bfloat16(), x.half(), x.to("meta")))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not can_stream(x)
+            assert "autocast" in str(unavailable(layer, x))
         seen: list[bool] = []
 
         class Ask(torch.nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                seen.append(can_stream(x))
+                seen.append(unavailable(layer, x) is None)
                 return x + 1
 
         torch.jit.trace(Ask(), x, check_trace=False)  # the check calls the module outside a trace

@@ -13,21 +13,60 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["depthwise_separable", "max_pool", "norm_act", "pointwise", "to_channels_last"]
+from ..ops import fused
+
+__all__ = [
+    "depthwise_separable",
+    "max_pool",
+    "norm_act",
+    "norm_act_conv",
+    "pointwise",
+    "to_channels_last",
+    "unavailable",
+]
+
+
+def unavailable(x: Tensor) -> str | None:
+    """Why the steps of this file cannot take x; None: they can. On a CPU only Triton's interpreter runs them."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return "the network is being traced or compiled"
+    if x.dtype == torch.float64:
+        return "the kernels compute in float32"
+    if not x.is_cuda:
+        return "needs an NVIDIA GPU"
+    if not x.movedim(1, -1).is_contiguous():
+        return "the channels are no neighbours in memory"
+    return fused.unavailable(x.device)
 
 
 def to_channels_last(x: Tensor) -> Tensor:
     """x with its channels as neighbours in memory."""
-    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    if x.shape[1] == 1 and x.is_cuda and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+        # One channel lies both ways; cuDNN goes by the strides, and its result lies as its input does.
+        strides = list(x.stride())
+        strides[1] = 1
+        x = x.as_strided(x.shape, strides)
+    return x
 
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     """act(norm(x)); GroupNorm and ReLU in one kernel."""
-    if isinstance(norm, nn.GroupNorm) and norm.affine and isinstance(act, nn.ReLU):
+    if _is_group_norm_relu(norm, act):
         from ..ops.fused.group_norm import group_norm_relu_channels_last
 
         return group_norm_relu_channels_last(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return act(norm(x))
+
+
+def norm_act_conv(norm: nn.Module, act: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+    """conv(act(norm(x))), of which x alone is kept for the backward pass where norm and act are GroupNorm and ReLU."""
+    if _is_group_norm_relu(norm, act) and torch.is_grad_enabled():
+        from ..ops.fused.norm_relu_conv import norm_relu_conv
+
+        norm_arguments = (norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return norm_relu_conv(x, *norm_arguments, conv.weight, conv.stride, conv.padding)
+    return conv(norm_act(norm, act, x))
 
 
 def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
@@ -60,3 +99,7 @@ def max_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
         return planes.unflatten(0, (batch, depth)).movedim(1, 2)
     planes = planes.unflatten(0, (batch, depth // 2, 2))
     return torch.maximum(planes[:, :, 0], planes[:, :, 1]).movedim(1, 2)
+
+
+def _is_group_norm_relu(norm: nn.Module, act: nn.Module) -> bool:
+    return isinstance(norm, nn.GroupNorm) and norm.affine and isinstance(act, nn.ReLU)

@@ -23,7 +23,7 @@ from ..ops.selective_scan import choose_backend, three_phase
 if TYPE_CHECKING:
     from .vss import VSSLayer
 
-__all__ = ["can_fuse", "fused_vss_layer"]
+__all__ = ["forward", "fused_vss_layer", "unavailable"]
 
 # A batch whose layer's inside takes more than this goes item by item: each has work enough for the whole GPU.
 LARGEST_INSIDE_BYTES = 2**31
@@ -71,14 +71,26 @@ class Inside(NamedTuple):
 Fields = TypeVar("Fields", Parameters, Inside)
 
 
-def can_fuse(x: Tensor, backend: str) -> bool:
-    """Whether the fused layer runs for this input and choice of scan: else the plain modules do.
+def unavailable(layer: VSSLayer, x: Tensor) -> str | None:
+    """Why this form of the layer cannot take x, (batch, channels, *spatial); None: it can.
 
     Only where the scan is one of the GPU's own kernels: the other backends stand for the plain network.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.dtype == torch.float64:
-        return False
-    return x.is_cuda and choose_backend(x.device, backend) in ("cuda", "triton") and fused.available(x.device)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return "the network is being traced or compiled"
+    if x.dtype == torch.float64:
+        return "the kernels compute in float32"
+    if not x.is_cuda:
+        return "needs an NVIDIA GPU"
+    if (backend := choose_backend(x.device, layer.mamba.backend)) not in ("cuda", "triton"):
+        return f"the scan is {backend}'s"
+    return fused.unavailable(x.device)
+
+
+def forward(layer: VSSLayer, x: Tensor) -> Tensor:
+    """What `VSSLayer` computes in raster order: (batch, in_channels, *spatial) -> (batch, out_channels, *spatial)."""
+    tokens = fused_vss_layer(layer, x.flatten(2).transpose(1, 2))
+    return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def fused_vss_layer(layer: VSSLayer, tokens: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from monai.networks.layers.factories import Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import UpsampleMode
 
-from . import channels_last
+from ..ops.selective_scan.numba_cpu import is_traced
+from . import fused_vss
+from .channels_last import to_channels_last
 from .convolutions import convolution, convolve, depthwise_separable, norm_act
-from .fused_vss import can_fuse
 from .reference_weights import from_reference
 from .scan_order import scan_paths
-from .stages import DecoderStage, EncoderStage
-from .streaming import can_stream
+from .stage_plan import StagePlan
 from .vss import VSSLayer
 
 __all__ = ["STEMS", "LightMUNet"]
@@ -32,8 +32,8 @@ class LightMUNet(nn.Module):
     """LightM-UNet (Liao et al. 2024, arXiv 2403.05246).
 
     An encoder of residual VSS (Mamba) blocks and a light decoder of depthwise convolutions. With the
-    defaults it has 5,015,766 parameters in 3D (1 -> 3 channels) and 5,011,765 in 2D (3 -> 2); the paper's
-    1.09 M and 1.87 M miscount them.
+    defaults, which are the paper's, it has 5,015,766 parameters in 3D (1 -> 3 channels) and 5,011,765 in 2D (3 -> 2);
+    the paper's 1.09 M and 1.87 M miscount them. ``conv_stages`` puts convolutions where images are fine.
 
     Args:
         spatial_dims: 2 or 3.
@@ -46,6 +46,10 @@ class LightMUNet(nn.Module):
         upsample_mode: MONAI's :class:`~monai.utils.UpsampleMode`; the paper's is "nontrainable" (linear).
         strides: for each step from one encoder stage to the next, how far it pools along each spatial axis, 1 or 2;
             None pools every axis by 2 (the paper). A thin axis of anisotropic volumes is better left alone.
+        conv_stages: so many stages of the encoder, from the finest on, are residual blocks of two dense convolutions,
+            and as many of the decoder transposed and dense ones; every step from stage to stage is then a strided
+            convolution. 0 is the paper's network. At full resolution a convolution learns more in less time than a
+            scan.
         scan_order: in which order the VSS layers read the voxels, see :func:`.scan_order.scan_paths`; the paper's is
             "raster". It changes no parameter's shape, so weights load, but only fit the order they were trained with.
         stem: the first convolution, "separable" (the paper: of one image channel it makes one filter's output in F
@@ -55,21 +59,22 @@ class LightMUNet(nn.Module):
             thresholds in all channels hardly more than the sign of the intensity reaches the first scans. Different
             thresholds turn intensities into directions from the start.
         drop_path: stochastic depth (Huang et al., arXiv 1603.09382), in training: the probability with which the last
-            residual VSS block is left out for an image; the blocks before it less often, in proportion.
+            residual VSS block is left out for an image; the VSS blocks before it less often, in proportion.
         use_checkpoint: recompute each encoder block in the backward pass: less memory, more time. Not for norms with
             running statistics, such as BATCH.
-        recompute_activations: on a GPU, compute the inside of each VSS layer again in the backward pass. False keeps it
-            from the forward pass: the same result in less time, for about twenty times the memory of the layer's input.
-            The plain layers of a CPU keep theirs always.
+        recompute_activations: on a GPU, compute the inside of each VSS layer, and what a dense convolution reads, again
+            in the backward pass. False keeps it from the forward pass: the same result in less time, for about twenty
+            times the memory of a VSS layer's input and twice that of a convolution's. A CPU keeps all always.
         backend: selective-scan backend, "auto" takes the fastest that runs on the input's device.
 
     Input (batch, in_channels, *spatial), float; every spatial size a multiple of the product of its axis'
     strides (``size_multiples``), 8 by default. Output (batch, out_channels, *spatial), logits.
 
     Raises:
-        ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, scan_order or stem is none
-            of the above, drop_path is none from 0 to below 1, use_checkpoint meets running statistics,
-            or (in ``forward``) the input's number of dimensions, channels or its size does not suit the network.
+        ValueError: spatial_dims is not 2 or 3, the blocks or strides do not fit together, conv_stages leaves no stage
+            of VSS blocks, scan_order or stem is none of the above, drop_path is none from 0 to below 1, use_checkpoint
+            meets running statistics, or (in ``forward``) the input's number of dimensions, channels or its size does
+            not suit the network.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class LightMUNet(nn.Module):
         dropout_prob: float | None = None,
         upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,
         strides: Sequence[Sequence[int]] | None = None,
+        conv_stages: int = 0,
         scan_order: str = "raster",
         stem: str = "separable",
         norm_bias: float = 0.0,
@@ -100,30 +106,34 @@ class LightMUNet(nn.Module):
             raise ValueError(
                 f"blocks_up needs one entry fewer than blocks_down: got {len(blocks_up)} and {len(blocks_down)}"
             )
+        if not 0 <= conv_stages < len(blocks_down):
+            raise ValueError(f"conv_stages must be 0 to {len(blocks_down) - 1}, not {conv_stages}")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.conv_stages = conv_stages
         self.scan_order = scan_order
-        self.backend = backend
         strides = _check_strides(strides, spatial_dims, len(blocks_down) - 1)
         if UpsampleMode(upsample_mode) == UpsampleMode.PIXELSHUFFLE and any(len(set(s)) > 1 for s in strides):
             raise ValueError("upsample_mode 'pixelshuffle' needs strides that are the same along every axis")
         self.size_multiples = tuple(math.prod(s[axis] for s in strides) for axis in range(spatial_dims))
-        widths = [init_filters * 2**i for i in range(len(blocks_down))]
-
-        make_vss = _vss_layers(scan_order, backend, recompute_activations)
-        left_out = _drop_probabilities(drop_path, blocks_down)
-
+        plan = StagePlan(
+            spatial_dims=spatial_dims,
+            widths=tuple(init_filters * 2**i for i in range(len(blocks_down))),
+            strides=strides,
+            conv_stages=conv_stages,
+            norm=norm,
+            act=act,
+            upsample_mode=upsample_mode,
+            make_vss=_vss_layers(scan_order, backend, recompute_activations),
+            use_checkpoint=use_checkpoint,
+            recompute_activations=recompute_activations,
+        )
         self.stem = _stem(stem, spatial_dims, in_channels, init_filters)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout_prob) if dropout_prob else nn.Identity()
-        self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, before, width, probabilities, stride, norm, act, make_vss, use_checkpoint)
-            for before, width, probabilities, stride in zip(
-                [init_filters, *widths[:-1]], widths, left_out, [None, *strides], strict=True
-            )
-        )
+        left_out = _drop_probabilities(drop_path, blocks_down, conv_stages)
+        self.encoder = nn.ModuleList(plan.encoder_stage(i, left_out[i]) for i in range(len(blocks_down)))
         self.decoder = nn.ModuleList(
-            DecoderStage(spatial_dims, width, blocks, stride, norm, act, upsample_mode)
-            for width, blocks, stride in zip(reversed(widths[1:]), blocks_up, reversed(strides), strict=True)
+            plan.decoder_stage(i, blocks) for i, blocks in zip(reversed(range(len(blocks_up))), blocks_up, strict=True)
         )
         self.head = nn.Sequential(
             get_norm_layer(norm, spatial_dims, init_filters),
@@ -142,19 +152,18 @@ class LightMUNet(nn.Module):
         self._check_input(x)
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
-        fused = can_fuse(x, self.backend)
-        x = self.dropout(convolve(self.stem, x, fused))
-        if fused or can_stream(x):  # one layout throughout: mixed ones cost copies in every norm, pool and sum
-            x = channels_last.to_channels_last(x)
+        if self._prefers_channels_last(x):  # throughout: two layouts cost copies in every norm, pool and sum
+            x = to_channels_last(x)
+        x = self.dropout(convolve(self.stem, x))
         skips: list[torch.Tensor] = []
         for stage in self.encoder:
-            x = stage(x, fused)
+            x = stage(x)
             skips.append(x)
         skips.pop()
         for stage in self.decoder:
-            x = stage(x, skips.pop(), fused)
+            x = stage(x, skips.pop())
         norm, act, conv = self.head
-        x = convolve(conv, norm_act(norm, act, x, fused), fused)
+        x = convolve(conv, norm_act(norm, act, x))
         # A network that is traced without gradients is for inference: its scans cut the gradients, so all are cut.
         return x.detach() if torch.jit.is_tracing() and not torch.is_grad_enabled() else x
 
@@ -169,6 +178,13 @@ class LightMUNet(nn.Module):
             ValueError: a weight is missing, unknown or of another shape; the message lists them.
         """
         self.load_state_dict(from_reference(state, self.state_dict()))
+
+    def _prefers_channels_last(self, x: torch.Tensor) -> bool:
+        if is_traced(x):
+            return False
+        if x.is_cuda:  # where the kernels run; all VSS layers have one backend
+            return fused_vss.unavailable(next(m for m in self.modules() if isinstance(m, VSSLayer)), x) is None
+        return x.device.type == "cpu" and (self.conv_stages > 0 or not torch.is_grad_enabled())
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.ndim != self.spatial_dims + 2:
@@ -197,12 +213,16 @@ def _vss_layers(scan_order: str, backend: str, recompute_activations: bool) -> C
     )
 
 
-def _drop_probabilities(drop_path: float, blocks_down: Sequence[int]) -> list[list[float]]:
-    """Of each stage's blocks, rising in proportion to the block's number, to ``drop_path`` for the last."""
+def _drop_probabilities(drop_path: float, blocks_down: Sequence[int], conv_stages: int) -> list[list[float]]:
+    """Of each stage's blocks: 0 for convolutions; for VSS blocks rising in proportion to their number, to
+    ``drop_path`` for the last."""
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path must be 0 or more and below 1, not {drop_path}")
-    numbers = itertools.count(1)
-    return [[drop_path * next(numbers) / sum(blocks_down) for _ in range(blocks)] for blocks in blocks_down]
+    numbers, count = itertools.count(1), sum(blocks_down[conv_stages:])
+    return [
+        [0.0 if stage < conv_stages else drop_path * next(numbers) / count for _ in range(blocks)]
+        for stage, blocks in enumerate(blocks_down)
+    ]
 
 
 def _stem(kind: str, spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:

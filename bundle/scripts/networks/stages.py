@@ -1,4 +1,5 @@
-"""The stages of LightM-UNet: encoder stages of residual VSS blocks, decoder stages of residual convolutions."""
+"""The stages of LightM-UNet as the paper has them: residual VSS blocks in the encoder, depthwise convolutions in the
+decoder."""
 
 from __future__ import annotations
 
@@ -12,52 +13,52 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import UpsampleMode
 from torch.utils.checkpoint import checkpoint
 
-from . import channels_last
-from .convolutions import convolution, convolve, depthwise_separable, norm_act
+from .channels_last import to_channels_last
+from .convolutions import (
+    convolution,
+    convolve,
+    depthwise_separable,
+    in_channels_last,
+    max_pool,
+    norm_act,
+    pointwise,
+)
 from .vss import VSSLayer
 
-__all__ = ["DecoderStage", "EncoderStage"]
+__all__ = ["DecoderStage", "EncoderStage", "ResidualVSSBlock", "VSSDownsample"]
 
 
 class EncoderStage(nn.Module):
-    """A VSS layer to the new width and a max-pool by ``stride`` (neither in the first stage), then residual blocks:
-    one for each probability of leaving it out."""
+    """A step down from the stage before, then residual blocks.
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        drop_paths: Sequence[float],
-        stride: tuple[int, ...] | None,
-        norm: tuple | str,
-        act: tuple | str,
-        make_vss: Callable[[int, int], VSSLayer],
-        use_checkpoint: bool,
-    ) -> None:
+    Args:
+        downsample: the step down; nothing in the first stage.
+        blocks: of the stage's width.
+        use_checkpoint: recompute each part in the backward pass.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], use_checkpoint: bool) -> None:
         super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
         self.use_checkpoint = use_checkpoint
-        self.downsample = nn.Identity()
-        if stride:
-            pool = (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride)
-            self.downsample = nn.Sequential(make_vss(in_channels, out_channels), pool)
-        self.blocks = nn.ModuleList(
-            ResidualVSSBlock(spatial_dims, out_channels, norm, act, make_vss, probability) for probability in drop_paths
-        )
 
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        for module in (self._downsample, *self.blocks):
-            if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(module, x, fused, use_reentrant=False)
-            else:
-                x = module(x, fused)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in (self.downsample, *self.blocks):
+            recompute = self.use_checkpoint and torch.is_grad_enabled()
+            x = checkpoint(part, x, use_reentrant=False) if recompute else part(x)
         return x
 
-    def _downsample(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
-        if not fused or isinstance(self.downsample, nn.Identity):
-            return self.downsample(x)
-        layer, pool = self.downsample
-        return channels_last.max_pool(layer(x), pool.kernel_size)
+
+class VSSDownsample(nn.Sequential):
+    """A VSS layer to the new width and a max-pool by ``stride``."""
+
+    def __init__(self, spatial_dims: int, layer: VSSLayer, stride: tuple[int, ...]) -> None:
+        super().__init__(layer, (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(kernel_size=stride))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer, pool = self
+        return max_pool(pool, layer(x))
 
 
 class ResidualVSSBlock(nn.Module):
@@ -80,9 +81,9 @@ class ResidualVSSBlock(nn.Module):
         self.vss2 = make_vss(channels, channels)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        y = self.vss1(norm_act(self.norm1, self.act, x, fused))
-        return x + self.drop_path(self.vss2(norm_act(self.norm2, self.act, y, fused)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.vss1(norm_act(self.norm1, self.act, x))
+        return x + self.drop_path(self.vss2(norm_act(self.norm2, self.act, y)))
 
 
 class DecoderStage(nn.Module):
@@ -104,12 +105,9 @@ class DecoderStage(nn.Module):
         self.upsample = get_upsample_layer(spatial_dims, width, upsample_mode, scale_factor=stride)
         self.blocks = nn.Sequential(*(ResidualConvBlock(spatial_dims, width, norm, act) for _ in range(blocks)))
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        x = self.upsample(channels_last.pointwise(self.reduce.conv, x) if fused else self.reduce(x))
-        x = (channels_last.to_channels_last(x) if fused else x) + skip
-        for block in self.blocks:
-            x = block(x, fused)
-        return x
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = self.upsample(pointwise(self.reduce, x))
+        return self.blocks((to_channels_last(x) if in_channels_last(skip) else x) + skip)
 
 
 class ResidualConvBlock(nn.Module):
@@ -123,6 +121,6 @@ class ResidualConvBlock(nn.Module):
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.norm2 = get_norm_layer(norm, spatial_dims, channels)
 
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        y = convolve(self.conv, norm_act(self.norm1, self.act, x, fused), fused) + self.skip_scale * x
-        return norm_act(self.norm2, self.act, y, fused)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = convolve(self.conv, norm_act(self.norm1, self.act, x)) + self.skip_scale * x
+        return norm_act(self.norm2, self.act, y)

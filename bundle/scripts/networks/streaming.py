@@ -29,7 +29,7 @@ from ..ops.selective_scan.chunked import LOG2_E
 if TYPE_CHECKING:
     from .vss import VSSLayer
 
-__all__ = ["can_stream", "should_stream", "stream_vss_layer"]
+__all__ = ["forward", "stream_vss_layer", "unavailable"]
 
 # Floats of the widest tensor of a tile, (tokens, 2 * inner width): about what a core's own cache holds.
 TILE_FLOATS = 2**18
@@ -42,22 +42,22 @@ TORCH_TILE_ELEMENTS, TORCH_STEP_ELEMENTS = 2**20, 2**14
 _kept = threading.local()  # .scratch: what _TorchScan writes to, kept from tile to tile and layer to layer
 
 
-def can_stream(x: Tensor) -> bool:
-    """Whether `stream_vss_layer` takes x: on the CPU, fp32 or fp64, no gradients, autocast, tracing or export."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not numba_cpu.needs_plain_operations(x)
-    )
+def unavailable(layer: VSSLayer, x: Tensor) -> str | None:
+    """Why this form of the layer cannot take x, or is not the way to go; None: it can and is."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return "needs a CPU, and float32 or float64"
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or numba_cpu.is_traced(x):
+        return "records no gradients and knows neither autocast nor tracing"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules() if m is not layer):
+        return "would not call the hooks of the layer's parts"
+    if x.shape[0] > 1 and x[0, 0].numel() < FEWEST_TILES * _default_tile(layer):
+        return "several short images go faster side by side through the plain layer"
+    return None
 
 
-def should_stream(layer: VSSLayer, x: Tensor) -> bool:
-    """Whether `stream_vss_layer` takes x and is the way to go: one image, or long ones, and no hooks to be called."""
-    if not can_stream(x) or any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules() if m is not layer):
-        return False
-    return x.shape[0] == 1 or x[0, 0].numel() >= FEWEST_TILES * _default_tile(layer)
+def forward(layer: VSSLayer, x: Tensor) -> Tensor:
+    """`stream_vss_layer` with tiles that fit the cache."""
+    return stream_vss_layer(layer, x)
 
 
 def stream_vss_layer(layer: VSSLayer, x: Tensor, tile: int | None = None) -> Tensor:
@@ -65,7 +65,7 @@ def stream_vss_layer(layer: VSSLayer, x: Tensor, tile: int | None = None) -> Ten
 
     Args:
         layer: its parameters in x's dtype.
-        x: (batch, in_channels, *spatial), for which `can_stream` holds; fastest if channels_last in memory.
+        x: (batch, in_channels, *spatial), for which `unavailable` is None; fastest if channels_last in memory.
         tile: tokens a tile; None: what fits the cache.
 
     Returns:

@@ -9,12 +9,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..ops.selective_scan import numba_conv, selective_scan
+from . import fused_vss, streaming
 from .channels_last import to_channels_last
-from .fused_vss import can_fuse, fused_vss_layer
 from .scan_order import RASTER, ScanPath
-from .streaming import should_stream, stream_vss_layer
 
 __all__ = ["Mamba", "VSSLayer"]
+
+# Faster forms of a VSS layer, in the order of preference: `unavailable(layer, x)` says why one cannot take x (None: it
+# can), `forward(layer, x)` computes what the plain lines of `VSSLayer` do.
+_FORMS = (fused_vss, streaming)
 
 
 class Mamba(nn.Module):
@@ -75,7 +78,7 @@ class Mamba(nn.Module):
 
     def _causal_conv_silu(self, u: torch.Tensor) -> torch.Tensor:
         """SiLU of a depthwise convolution over (batch, length, channels) that sees only the past."""
-        if self.backend in ("auto", "numba") and numba_conv.takes(u, self.conv1d.weight):
+        if self.backend in ("auto", "numba") and numba_conv.unavailable(u, self.conv1d.weight) is None:
             return numba_conv.causal_conv_silu(u, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         length = u.shape[1]
         return F.silu(self.conv1d(u.transpose(1, 2))[..., :length].transpose(1, 2))
@@ -122,11 +125,9 @@ class VSSLayer(nn.Module):
         return to_channels_last(path.undo(self._in_raster_order(x)))
 
     def _in_raster_order(self, x: torch.Tensor) -> torch.Tensor:
-        if can_fuse(x, self.mamba.backend):
-            tokens = fused_vss_layer(self, x.flatten(2).transpose(1, 2))
-            return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
-        if should_stream(self, x):
-            return stream_vss_layer(self, x)
+        for form in _FORMS:
+            if form.unavailable(self, x) is None:
+                return form.forward(self, x)
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.mamba(self.norm(tokens)) + self.skip_scale * tokens
         tokens = self.proj(self.norm(tokens))

@@ -2,9 +2,9 @@
 
 Each file beside this one holds one step as Triton kernels and needs triton when it is imported; this package
 imports without it. `naive.py` is their specification in plain PyTorch. Tokens are channels-last throughout:
-(batch, length, channels). Ask `available` first, then import the file::
+(batch, length, channels). Ask `unavailable` first, then import the file::
 
-    if available(x.device):
+    if unavailable(x.device) is None:
         from .fused.layer_norm import layer_norm_forward
 
 Except where a file says so, the functions are raw: they record nothing for autograd, and forward and backward are
@@ -21,12 +21,7 @@ from torch import Tensor
 
 from ..triton_support import unavailable
 
-__all__ = ["available", "check_dtype", "device_guard"]
-
-
-def available(device: torch.device | str) -> bool:
-    """Whether the kernels of this package run on `device`: a CUDA GPU, or a CPU under TRITON_INTERPRET=1."""
-    return unavailable(torch.device(device)) is None
+__all__ = ["check_dtype", "device_guard", "unavailable"]
 
 
 def check_dtype(name: str, x: Tensor) -> None:

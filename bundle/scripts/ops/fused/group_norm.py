@@ -26,6 +26,7 @@ from .group_norm_kernels import (
 
 __all__ = [
     "group_norm_relu",
+    "group_norm_relu_again",
     "group_norm_relu_backward",
     "group_norm_relu_channels_last",
     "group_norm_relu_forward",
@@ -85,21 +86,34 @@ def group_norm_relu_forward(
     _check(x, num_groups, weight, bias)
     x = x.contiguous()
     batch, length, C = x.shape
-    y = torch.empty_like(x)
     statistics = torch.empty((batch, 2, num_groups), dtype=torch.float32, device=x.device)
-    if not x.numel():
-        return y, statistics
-    BLOCK_R, BLOCK_C, tiles, chunks = _chunking(x)
-    CG = C // num_groups
-    partial = torch.empty((batch * chunks * 2 * C,), dtype=torch.float32, device=x.device)
-    blocks = triton.cdiv(length, BLOCK_R)
-    with device_guard(x.device):
-        moments_kernel[(batch * chunks,)](x, partial, length, chunks, tiles, C, CG, BLOCK_R, BLOCK_C)
-        combine_moments_kernel[(batch * num_groups,)](
-            partial, statistics, length, chunks, tiles * BLOCK_R, eps, num_groups, CG, *_combine_tile(CG)
-        )
-        apply_kernel[(batch * blocks,)](x, statistics, weight, bias, y, length, blocks, relu, C, CG, BLOCK_R, BLOCK_C)
-    return y, statistics
+    if x.numel():
+        BLOCK_R, BLOCK_C, tiles, chunks = _chunking(x)
+        CG = C // num_groups
+        partial = torch.empty((batch * chunks * 2 * C,), dtype=torch.float32, device=x.device)
+        with device_guard(x.device):
+            moments_kernel[(batch * chunks,)](x, partial, length, chunks, tiles, C, CG, BLOCK_R, BLOCK_C)
+            combine_moments_kernel[(batch * num_groups,)](
+                partial, statistics, length, chunks, tiles * BLOCK_R, eps, num_groups, CG, *_combine_tile(CG)
+            )
+    return group_norm_relu_again(x, statistics, num_groups, weight, bias, relu), statistics
+
+
+def group_norm_relu_again(
+    x: Tensor, statistics: Tensor, num_groups: int, weight: Tensor, bias: Tensor, relu: bool = True
+) -> Tensor:
+    """The first result of `group_norm_relu_forward` from its second, in one pass over x."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if x.numel():
+        batch, length, C = x.shape
+        BLOCK_R, BLOCK_C, _, _ = _chunking(x)
+        blocks = triton.cdiv(length, BLOCK_R)
+        with device_guard(x.device):
+            apply_kernel[(batch * blocks,)](
+                x, statistics, weight, bias, y, length, blocks, relu, C, C // num_groups, BLOCK_R, BLOCK_C
+            )
+    return y
 
 
 def group_norm_relu_backward(

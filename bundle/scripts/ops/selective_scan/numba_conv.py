@@ -16,22 +16,22 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from . import numba_cpu
 
-__all__ = ["causal_conv_silu", "kernels", "takes"]
+__all__ = ["causal_conv_silu", "kernels", "unavailable"]
 
 TILE = 1024  # steps of a task
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether `causal_conv_silu` can be used: a CPU with Numba, fp32 or fp64, whole SIMD registers, no tracing."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and not numba_cpu.needs_plain_operations(x)
-        and numba_cpu.unavailable(x.device) is None
-        and x.shape[-1] % numba_cpu.kernels().LANES == 0
-        and x.numel() > 0
-    )
+def unavailable(x: Tensor, weight: Tensor) -> str | None:
+    """Why `causal_conv_silu` cannot take x; None: it can."""
+    if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
+        return "needs x and weight in float32 or both in float64"
+    if numba_cpu.is_traced(x):
+        return "x is being traced, exported or compiled"
+    if (reason := numba_cpu.unavailable(x.device)) is not None:
+        return reason
+    if not x.numel() or x.shape[-1] % numba_cpu.kernels().LANES:
+        return f"the channels must fill whole registers of {numba_cpu.kernels().LANES} numbers"
+    return None
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def scan(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The scan; arguments, shapes and dtypes as in `selective_scan`."""
-    if needs_plain_operations(u):
+    if is_traced(u):
         return chunked.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -80,7 +80,7 @@ def scan(
     return y.to(u.dtype), last_state
 
 
-def needs_plain_operations(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Whether x is being traced, exported, compiled or derived forward, which cannot see into Numba's functions."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return True
