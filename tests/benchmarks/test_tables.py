@@ -34,6 +34,23 @@ def test_no_figure_is_typed_by_hand(document: str) -> None:
     assert not found, "a figure without a record: let a table of benchmarks/table_registry.py print it, or drop it"
 
 
+def anchors(path: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*tables.DOCUMENTS, "CONTRIBUTING.md", "benchmarks/NOTES.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    source = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", source.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            name, _, anchor = target.partition("#")
+            path = source.parent / name if name else source
+            assert path.exists(), f"{document}: {target}"
+            assert not anchor or anchor in anchors(path), f"{document}: {target}"
+
+
 def test_a_table_that_was_typed_by_hand_is_written_over() -> None:
     text = f"before\n<!-- figures: a -->\n| typed |\n{tables.END}\n\n<!-- figures: b -->\n{tables.END}\nafter\n"
     new = tables.written(text, {"a": lambda: "| counted |", "b": lambda: "one\n\ntwo"})
