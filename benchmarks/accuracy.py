@@ -254,12 +254,17 @@ def _table(records: Sequence[Record]) -> str:
         cells.append(f"{statistics.mean(run['train_seconds'] for run in runs):.0f}")
         cells.append(_highest_rise(runs))
         cells += [mean_sd(runs, *column) for column in columns.values()]
-        body.append([*cells, ", ".join(dict.fromkeys(what for run in runs for what in run.get("gone", [])))])
+        body.append([*cells, gone(runs)])
     return markdown_table(header, body)
 
 
 def iterations(runs: Sequence[Record]) -> str:
     return f"{statistics.mean(run['iterations'] for run in runs):,.0f}"
+
+
+def gone(runs: Sequence[Record]) -> str:
+    """What the trainings had and the bundle has no more."""
+    return ", ".join(dict.fromkeys(what for run in runs for what in run.get("gone", ())))
 
 
 def _highest_rise(runs: Sequence[Record]) -> str:

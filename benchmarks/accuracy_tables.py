@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from accuracy import RESULTS, Record, iterations, load_records, mean_sd, score_columns, summary
+from accuracy import RESULTS, Record, gone, iterations, load_records, mean_sd, score_columns, summary
 from accuracy_compare import difference, paired
 from harness import markdown_table
 
@@ -60,17 +60,20 @@ def score_table(
     return markdown_table(["network", *about, *columns], body)
 
 
-def comparison_table(pairs: Sequence[tuple[Line, Line]]) -> str:
-    """A row a pair: first minus second case by case, mean ± standard error, on the folds of the first."""
+def comparison_table(pairs: Sequence[tuple[Line, Line]], folds: bool = True) -> str:
+    """A row a pair: first minus second case by case, mean ± standard error, on the folds of the first.
+
+    `folds` False leaves their column out, for a data set with one split.
+    """
     body, header = [], []
     for first, second in pairs:
         runs = first.runs(), second.named(second.label, folds=first.folds).runs()
         shared = paired(*runs)
         by_class = {name: [dice for key, dice in shared.items() if key[2] == name] for name in _column(shared, 2)}
-        cells = [_folds(runs[0]), str(max(map(len, by_class.values()))), _share(*runs)]
-        body.append([first.label, second.label, *cells, *map(difference, by_class.values())])
-        header = ["first", "second", "fold", "cases", "parameters, first of second", *by_class]
-    return markdown_table(header, body, text_columns=3)
+        cells = [first.label, second.label, *[_folds(runs[0])] * folds, str(max(map(len, by_class.values())))]
+        body.append([*cells, _share(*runs), *map(difference, by_class.values())])
+        header = ["first", "second", *["fold"] * folds, "cases", "parameters, first of second", *by_class]
+    return markdown_table(header, body, text_columns=2 + folds)
 
 
 def fold_table(pairs: Mapping[str, tuple[Line, Line]]) -> str:
@@ -124,4 +127,5 @@ ABOUT: dict[str, Callable[[Sequence[Record]], str]] = {
     "fold": _folds,
     "parameters": _parameters,
     "iterations": iterations,
+    "no longer there": gone,
 }

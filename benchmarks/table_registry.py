@@ -91,11 +91,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "hippocampus before 0.5": partial(score_table, rows.BEFORE),
     "hippocampus before 0.5, differences": partial(comparison_table, rows.COMPARISONS_BEFORE),
     "a minute of training": partial(score_table, rows.MINUTE, hd95=False),
-    "two seeds": partial(score_table, rows.SEEDS, about=(), hd95=False),
+    "two seeds": partial(score_table, rows.SEEDS, about=("no longer there",), hd95=False),
     "lungs": partial(score_table, rows.LUNGS, about=("parameters", "iterations")),
-    "lungs, differences": partial(comparison_table, rows.COMPARISONS_LUNGS),
-    "changes": partial(score_table, rows.CHANGES, about=(), hd95=False),
-    "changes with clipped gradients": partial(score_table, rows.CLIPPED_CHANGES, about=(), hd95=False),
+    "lungs, differences": partial(comparison_table, rows.COMPARISONS_LUNGS, folds=False),
+    "lungs, convolutions": partial(comparison_table, rows.CONVOLUTIONS_LUNGS, folds=False),
+    "changes": partial(score_table, rows.CHANGES, about=("no longer there",), hd95=False),
+    "changes with clipped gradients": partial(
+        score_table, rows.CLIPPED_CHANGES, about=("no longer there",), hd95=False
+    ),
     "all trainings": all_records,
     # The scan
     "scan on a GPU": partial(scan_ratios, "selective_scan_h200_graphs", "float32"),

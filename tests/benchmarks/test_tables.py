@@ -7,6 +7,7 @@ from pathlib import Path
 
 import accuracy_rows as rows
 import pytest
+import speed_tables
 import tables
 import torch
 from accuracy_tables import Line, comparison_table, dice, fold_table
@@ -25,6 +26,16 @@ def test_documents_hold_what_the_records_say(document: str) -> None:
 
 def test_every_table_stands_in_a_document() -> None:
     assert {name for text in TEXTS.values() for name in tables.names(text)} == set(TABLES)
+
+
+def test_every_record_is_printed_by_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy's are, all of them, by "all trainings"."""
+    read: set[str] = set()
+    found = speed_tables.record
+    monkeypatch.setattr(speed_tables, "record", lambda name: read.add(name) or found(name))
+    for table in TABLES.values():
+        table()
+    assert read == {path.stem for path in speed_tables.RESULTS.glob("*.json")}
 
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS)
