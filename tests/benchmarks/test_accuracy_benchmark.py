@@ -195,6 +195,24 @@ def test_a_tensor_with_two_names_counts_once(network: str, task: str, count: int
     assert accuracy.parameters(network, accuracy.load_task(task)) == count
 
 
+def test_a_run_records_the_parameters_of_its_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a training that leaves a state_dict in which each tensor has two names, as nnU-Net's do."""
+
+    def trained(args: Namespace, settings: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+        run_dir.mkdir(parents=True)
+        weights = {name: torch.ones(3) for name in ("encoder.a", "decoder.encoder.a")}
+        torch.save(weights, run_dir / "model.pt")
+        return [{"seconds": 1.0, "loss": 0.5}]
+
+    monkeypatch.setattr(accuracy, "train", trained)
+    monkeypatch.setattr(accuracy, "evaluate", lambda *_: {"x": {"anterior": {"dice": 0.8, "hd95": 1.0}}})
+    options = ["--dataset_dir", "data", "--results", str(tmp_path), "--run_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *options, "--networks", "plain_conv_unet", "--iterations", "50"])
+    accuracy.main()
+    (written,) = accuracy.load_records(tmp_path)
+    assert written["parameters"] == 5_603_177
+
+
 def test_records_say_what_cannot_be_trained_any_more() -> None:
     ids = json.loads((ROOT / "bundle/configs/train.json").read_text(encoding="utf-8"))
     for record in accuracy.load_records(accuracy.RESULTS):
