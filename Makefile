@@ -16,8 +16,10 @@ ARGS ?=
 VENV := .venv
 VENV_PYTHON := $(CURDIR)/$(VENV)/bin/python
 REQUIREMENTS := env/requirements.txt env/requirements-dev.txt
+# Installed without what they depend on.
+ALONE := env/requirements-benchmarks.txt
 # Named after the content, not the time: a checkout or a copied .venv does not install anew, a changed pin does.
-STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | tr ' ' '-')
+STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) $(ALONE) | cksum | tr ' ' '-')
 
 INFERENCE_CONFIG = ['configs/inference.json','configs/tasks/$(TASK).json']
 # As inference reads them: an overlay may say only what it changes.
@@ -30,7 +32,7 @@ BUNDLE_OUTPUTS := output eval prediction runs mlruns demo_output
 READ_VERSION := import json; print(json.load(open("bundle/configs/metadata.json", encoding="utf-8"))["version"])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lint bench release clean
+.PHONY: help demo report test lint bench tables release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -58,6 +60,9 @@ lint: $(STAMP)  ## style: ruff check and ruff format --check
 
 bench: $(STAMP)  ## time the selective scan's backends on this machine; whole networks: benchmarks/networks.py
 	@$(VENV_PYTHON) benchmarks/selective_scan.py $(ARGS)
+
+tables: $(STAMP)  ## write the figures of all documents anew from benchmarks/results
+	@$(VENV_PYTHON) benchmarks/tables.py
 
 # git knows what belongs to the bundle; outside a checkout it is everything but caches and run outputs.
 release: $(STAMP)  ## zip the bundle for the model zoo into dist/
@@ -89,4 +94,5 @@ $(STAMP):
 	@echo "Installing the pinned packages of env/requirements-dev.txt (several minutes on a fresh machine) ..."
 	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r env/requirements-dev.txt
+	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check --no-deps -r $(ALONE)
 	@touch $@

@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     """Train and evaluate once, and write the run's record, unless it is there."""
     from scripts.data.files import replacing
 
-    task = json.loads(args.task.read_text())
+    task = json.loads(args.task.read_text(encoding="utf-8"))
     budget = f"{args.seconds:g}s" if args.seconds else f"{args.iterations}it"
     label = spec if not args.variant else f"{spec} {args.variant}"
     name = "_".join([task["name"], label, f"fold{fold}", f"seed{seed}", budget])
@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     if args.seconds:
         iterations = iterations_in(args, settings, args.seconds, args.run_dir / f"{path.stem}-timing")
     settings |= epochs(iterations, args.validations)
+    count = parameters(spec, task | settings)
     log = train(args, settings, run_dir)
     record = {
         "task": task["name"],
@@ -89,12 +90,33 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "weights": args.weights,
         "scores": {"tta" if tta else "no_tta": evaluate(args, settings, run_dir, tta) for tta in (False, True)},
+        "parameters": count,
     }
-    record["parameters"] = sum(v.numel() for v in torch.load(run_dir / "model.pt", weights_only=True).values())
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{path.name}\n{summary([record])}", flush=True)
+
+
+def parameters(spec: str, task: Record) -> int:
+    """How many the network has, by `network.parameters()`: nnU-Net's and MONAI's state_dicts name some tensors twice.
+
+    Args:
+        spec: the network and its options, as in a record.
+        task: the overlay, with what the run's settings change in it (the patch decides on nnU-Net's stages).
+    """
+    from accuracy_networks import build
+
+    name, _, options = spec.partition(":")
+    sizes = task["spatial_dims"], task["in_channels"], len(task["labels"]) + 1, task["patch_size"]
+    with torch.device("meta"):  # shapes without memory
+        network = build(name, *sizes, **pairs(split_options(options)))
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def load_task(name: str) -> Record:
+    """The overlay of a task, by the name that records give it."""
+    return json.loads((BUNDLE / "configs" / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str, seed: int) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def split_options(options: str) -> list[str]:
 
 def recorded(args: argparse.Namespace, settings: Record) -> Record:
     """What the run's figures depend on, besides the network and the task's overlay."""
-    defaults = json.loads(Path(configs(args, "train.json")[0]).read_text())
+    defaults = json.loads(Path(configs(args, "train.json")[0]).read_text(encoding="utf-8"))
     recipe = {key: defaults[key] for key in RECIPE}
     return recipe | {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
 
@@ -157,7 +179,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> 
     if not (run_dir / "model_final.pt").exists():
         files = configs(args, "train.json")
         monai.bundle.run("training", config_file=files, output_dir=str(run_dir), resume=resume, **settings)
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def iterations_in(args: argparse.Namespace, settings: dict[str, Any], seconds: float, run_dir: Path) -> int:
@@ -183,7 +205,7 @@ def evaluate(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path, 
         **settings,
     )
     scores: Record = defaultdict(dict)
-    for row in json.loads((folder / "metrics.json").read_text())["per_case"]:
+    for row in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["per_case"]:
         scores[row["case"]][row["class"]] = {metric: row[metric] for metric in METRICS}
     return dict(scores)
 
@@ -194,7 +216,7 @@ def configs(args: argparse.Namespace, first: str, *rest: str) -> list[str]:
 
 
 def load_records(folder: Path) -> list[Record]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def row_name(record: Record) -> str:
@@ -205,7 +227,8 @@ def row_name(record: Record) -> str:
 def summary(records: Sequence[Record]) -> str:
     """A table a task and budget: mean ± SD over all held-out cases, Dice with TTA unless the heading says otherwise.
 
-    "loss rise" is the highest of any epoch: its loss over the lowest before it.
+    "loss rise" is the highest of any epoch: its loss over the lowest before it. "no longer there" is what the trainings
+    had and the bundle has no more (`gone` in the records): they cannot be repeated as they were.
     """
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -220,18 +243,28 @@ def _table(records: Sequence[Record]) -> str:
     rows: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         rows[row_name(record)].append(record)
-    columns = _columns(records[0])
+    columns = score_columns(records[0])
     header = ["network", "parameters", "iterations", "folds x seeds", "cases", "train s", "loss rise", *columns]
+    header.append("no longer there")
     body = []
     for name, runs in sorted(rows.items()):
-        cells = [name, f"{runs[0]['parameters']:,}"]
-        cells.append(f"{statistics.mean(run['iterations'] for run in runs):,.0f}")
+        cells = [name, f"{runs[0]['parameters']:,}", iterations(runs)]
         cells.append(f"{len({run['fold'] for run in runs})} x {len({run['seed'] for run in runs})}")
         cells.append(f"{len({case for run in runs for case in run['scores']['tta']})}")
         cells.append(f"{statistics.mean(run['train_seconds'] for run in runs):.0f}")
         cells.append(_highest_rise(runs))
-        body.append(cells + [_mean_sd(runs, *column) for column in columns.values()])
+        cells += [mean_sd(runs, *column) for column in columns.values()]
+        body.append([*cells, gone(runs)])
     return markdown_table(header, body)
+
+
+def iterations(runs: Sequence[Record]) -> str:
+    return f"{statistics.mean(run['iterations'] for run in runs):,.0f}"
+
+
+def gone(runs: Sequence[Record]) -> str:
+    """What the trainings had and the bundle has no more."""
+    return ", ".join(dict.fromkeys(what for run in runs for what in run.get("gone", ())))
 
 
 def _highest_rise(runs: Sequence[Record]) -> str:
@@ -245,7 +278,7 @@ def _highest_rise(runs: Sequence[Record]) -> str:
     return f"{max(rises):.2f}" if rises else "-"
 
 
-def _columns(record: Record) -> dict[str, tuple[str, str, str, str]]:
+def score_columns(record: Record) -> dict[str, tuple[str, str, str, str]]:
     """Heading -> what stands under it: with TTA or not, class, metric, how the cases' names start."""
     classes = next(iter(record["scores"]["tta"].values()))
     columns = {f"{name}, no TTA": ("no_tta", name, "dice", "") for name in classes}
@@ -255,7 +288,8 @@ def _columns(record: Record) -> dict[str, tuple[str, str, str, str]]:
     return columns | {f"{name}, HD95": ("tta", name, "hd95", "") for name in classes}
 
 
-def _mean_sd(runs: Sequence[Record], kind: str, name: str, metric: str, start: str) -> str:
+def mean_sd(runs: Sequence[Record], kind: str, name: str, metric: str, start: str) -> str:
+    """Over the held-out cases of all runs, those left out where the metric is undefined."""
     cases = (item for run in runs for item in run["scores"][kind].items())
     values = [scores[name][metric] for case, scores in cases if case.startswith(start)]
     values = [value for value in values if value is not None]

@@ -39,18 +39,28 @@ def comparison(first: Sequence[Record], second: Sequence[Record]) -> str:
     Raises:
         ValueError: the two share no held-out case.
     """
-    firsts, seconds = _dice(first), _dice(second)
-    shared = [key for key in firsts if key in seconds]
-    if not shared:
-        raise ValueError("the two rows share no held-out case: train both on the same folds")
+    shared = paired(first, second)
     classes, folds = list(dict.fromkeys(key[2] for key in shared)), sorted({key[0] for key in shared})
     header = ["fold", "cases", *(f"{c}, {column}" for c in classes for column in ("first", "second", "difference"))]
     body = []
     for label, members in [(fold, [fold]) for fold in folds] + [(", ".join(folds), folds)] * (len(folds) > 1):
-        pairs = {c: [(firsts[k], seconds[k]) for k in shared if k[0] in members and k[2] == c] for c in classes}
+        pairs = {c: [shared[k] for k in shared if k[0] in members and k[2] == c] for c in classes}
         cells = [cell for c in classes for cell in _cells(pairs[c])]
         body.append([label, str(max(len(p) for p in pairs.values())), *cells])
     return markdown_table(header, body)
+
+
+def paired(first: Sequence[Record], second: Sequence[Record]) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """(fold, case, class) -> both rows' Dice, of what both were scored on.
+
+    Raises:
+        ValueError: the two share no held-out case.
+    """
+    firsts, seconds = _dice(first), _dice(second)
+    shared = {key: (dice, seconds[key]) for key, dice in firsts.items() if key in seconds}
+    if not shared:
+        raise ValueError("the two rows share no held-out case: train both on the same folds")
+    return shared
 
 
 def _dice(records: Sequence[Record]) -> dict[tuple[str, str, str], float]:
@@ -65,11 +75,14 @@ def _dice(records: Sequence[Record]) -> dict[tuple[str, str, str], float]:
 
 
 def _cells(pairs: Pairs) -> list[str]:
-    firsts, seconds = zip(*pairs)
+    return [*(f"{statistics.mean(values):.4f}" for values in zip(*pairs)), difference(pairs)]
+
+
+def difference(pairs: Pairs) -> str:
+    """First minus second, mean ± standard error."""
     differences = [a - b for a, b in pairs]
     error = f" ± {statistics.stdev(differences) / math.sqrt(len(pairs)):.4f}" if len(pairs) > 1 else ""
-    means = [f"{statistics.mean(values):.4f}" for values in (firsts, seconds)]
-    return [*means, f"{statistics.mean(differences):+.4f}{error}"]
+    return f"{statistics.mean(differences):+.4f}{error}"
 
 
 def main() -> None:

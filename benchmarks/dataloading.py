@@ -2,6 +2,7 @@
 
     python benchmarks/dataloading.py --dataset_dir DIR          # a data set of a task overlay, and generated CT
     python benchmarks/dataloading.py --json benchmarks/results/dataloading_cpu.json --workers 2
+    python benchmarks/dataloading.py --from-json FILE.json
 
 Two loaders over the same cases: the bundle's (PreparedDataset, memory-mapped, its own augmentation), and what a MONAI
 user would write (PersistentDataset, RandCropByPosNegLabeld, MONAI's transforms with the same probabilities and
@@ -26,7 +27,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from harness import Results, environment_line, markdown_table, number
+from harness import Results, environment_line, load_results, markdown_table, number
 from monai.data import DataLoader, Dataset, PersistentDataset
 from monai.transforms import (
     Compose,
@@ -53,6 +54,7 @@ from scripts.data.preparation import prepare_cases  # noqa: E402
 from scripts.data.prepared import PreparedDataset  # noqa: E402
 from scripts.data.transforms import preprocessing  # noqa: E402
 
+BENCHMARK = "dataloading"
 CT_SHAPE = (512, 512, 200)
 CT_TASK = {
     "name": "generated CT 512x512x200",
@@ -70,7 +72,10 @@ Task = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    results = Results(options.json, "dataloading", torch.device("cpu"), {"workers": options.workers})
+    if options.from_json:
+        print(report(load_results(options.from_json, BENCHMARK)))
+        return
+    results = Results(options.json, BENCHMARK, torch.device("cpu"), {"workers": options.workers})
     with tempfile.TemporaryDirectory(dir=options.temporary) as folder:
         for task, cases in tasks(options, Path(folder)):
             for name, make in (("bundle", bundle_dataset), ("MONAI", monai_dataset)):
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row["samples_per_second"] = throughput(dataset, task["batch_size"], options.workers, options.seconds)
                 row["cpu_ms"] = cpu_time(dataset, options.seconds)
                 results.save()
-    print(table(results.content))
+    print(report(results.content))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,14 +95,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20, help="at least so long per loader")
     parser.add_argument("--temporary", type=Path, help="where volumes and caches go for the time being")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--from-json", type=Path, help="print the table of earlier figures")
     return parser.parse_args(arguments)
 
 
 def tasks(options: argparse.Namespace, folder: Path) -> list[tuple[Task, list[dict[str, Any]]]]:
     found = []
     if options.dataset_dir:
-        task = json.loads(options.task.read_text())
+        task = json.loads(options.task.read_text(encoding="utf-8"))
         found.append((task, load_cases(options.dataset_dir, "training", "all", task["in_channels"], task["labels"])))
     if options.ct_volumes:
         found.append((CT_TASK, [write_ct(folder, number) for number in range(options.ct_volumes)]))
@@ -193,7 +199,12 @@ def cpu_time(dataset: Dataset, seconds: float) -> float:
     return (time.process_time() - start) / count * 1e3
 
 
+def report(content: dict[str, Any]) -> str:
+    return f"{environment_line(content['environment'])}\n\n{table(content)}"
+
+
 def table(content: dict[str, Any]) -> str:
+    """One line a data set and loader."""
     workers = content["settings"]["workers"]
     cells = [
         [
@@ -207,7 +218,7 @@ def table(content: dict[str, Any]) -> str:
         for row in content["rows"]
     ]
     headers = ["data", "loader", "patch", f"patches/s, {workers} workers", "a worker", "CPU ms a patch"]
-    return f"{environment_line(content['environment'])}\n\n{markdown_table(headers, cells, text_columns=3)}"
+    return markdown_table(headers, cells, text_columns=3)
 
 
 if __name__ == "__main__":

@@ -179,14 +179,8 @@ def thick_slices(args: argparse.Namespace, sizes: dict[int, Sequence[Size]]) -> 
 
 
 def report(table: dict[str, Any]) -> str:
-    """The table of what memory.json holds."""
-    headers = ["dims", "filters", "mode", "GiB at no voxels", "bytes a voxel", "measured: batch x patch, GiB (line)"]
-    lines = []
-    for found in table["fits"]:
-        line = StepMemory(found["spatial_dims"], found["base_gib"], found["bytes_per_voxel"], "")
-        lines.append([*_key(found), f"{found['base_gib']:.3f}", f"{found['bytes_per_voxel']:,.0f}"])
-        lines[-1].append(_measurements(found.get("measured", ()), line, None))
-    parts = [table["source"], markdown_table(headers, lines, text_columns=3)]
+    """What memory.json holds, as a table and two sentences."""
+    parts = [table["source"], lines_table(table["fits"])]
     parts.append(f"Each class beyond {table['classes']}: {table['bytes_per_class_and_voxel']} bytes a voxel.")
     thick = table.get("thick_slices")
     matching = [] if not thick else [
@@ -197,6 +191,17 @@ def report(table: dict[str, Any]) -> str:
         shown = _measurements(thick["measured"], line, thick["strides"])
         parts.append(f"Strides {thick['strides']}, {thick['init_filters']} filters, {thick['mode']}: {shown}.")
     return "\n\n".join(parts)
+
+
+def lines_table(fits: Sequence[dict[str, Any]]) -> str:
+    """One row a network and mode: its line, the measurements and, in brackets, the line there."""
+    headers = ["dims", "filters", "mode", "GiB at no voxels", "bytes a voxel", "measured: batch x patch, GiB (line)"]
+    lines = []
+    for found in fits:
+        line = StepMemory(found["spatial_dims"], found["base_gib"], found["bytes_per_voxel"], "")
+        lines.append([*_key(found), f"{found['base_gib']:.3f}", f"{found['bytes_per_voxel']:,.0f}"])
+        lines[-1].append(_measurements(found.get("measured", ()), line, None))
+    return markdown_table(headers, lines, text_columns=3)
 
 
 def _key(found: dict[str, Any]) -> list[str]:

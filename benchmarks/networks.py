@@ -8,8 +8,7 @@
 
 Networks: lightm_unet on each scan backend; reference, the authors' structure on mamba-ssm's blocks; nnU-Net's
 PlainConvUNet; MONAI's SegResNet and DynUNet. --networks picks them: NAME, NAME:BACKEND or NAME:KEY=VALUE,... such
-as lightm_unet:triton,use_checkpoint=true. PlainConvUNet needs a package that is not among our requirements, since
-pip would take half a dozen others along: pip install --no-deps dynamic-network-architectures==0.4.4
+as lightm_unet:triton,use_checkpoint=true. PlainConvUNet's package is in env/requirements-benchmarks.txt.
 
 A train step is the forward pass, cross-entropy, the backward pass and Adam; the forward pass is in eval mode
 without gradients. Times are medians over rounds in which the networks take turns. Peak memory is that of one
@@ -170,7 +169,9 @@ def shape_table(rows: list[Row]) -> str:
     modes = [mode for mode in MODES if any(f"{mode}_ms" in row for row in rows)]
     baselines = [base for name in BASELINES if (base := _baseline(rows, name))]
     times = {"train": "train step ms", "forward": "forward ms"}
-    headers = ["network", "parameters", *(times[mode] for mode in modes), f"peak GiB ({' / '.join(modes)})"]
+    headers = ["network", "parameters", *(times[mode] for mode in modes)]
+    with_peaks = any("peak_bytes" in row for row in rows)
+    headers += [f"peak GiB ({' / '.join(modes)})"] * with_peaks
     headers += [f"times as fast as {base['network']}" for base in baselines]
     lines, notes = [], []
     for row in rows:
@@ -179,7 +180,7 @@ def shape_table(rows: list[Row]) -> str:
         cells = [row["network"], f"{row['parameters']:,}" if "parameters" in row else "-"]
         cells += [number(row.get(f"{mode}_ms"), 3) for mode in modes]
         peaks = [row.get("peak_bytes", {}).get(mode) for mode in modes]
-        cells.append(" / ".join("-" if peak is None else f"{peak / 2**30:.2f}" for peak in peaks))
+        cells += [" / ".join("-" if peak is None else f"{peak / 2**30:.2f}" for peak in peaks)] * with_peaks
         cells += [" / ".join(_ratio(base, row, mode) for mode in modes) for base in baselines]
         lines.append(cells)
     return "\n\n".join([markdown_table(headers, lines), *notes])

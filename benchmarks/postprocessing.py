@@ -250,12 +250,14 @@ def report(content: dict[str, Any]) -> str:
     parts = [
         f"{settings['labels']} labels at {settings['size']}^3. {environment_line(content['environment'])}; {versions}"
     ]
-    for job, title in JOBS.items():
-        rows = [row for row in content["rows"] if row["job"] == job]
-        if rows:
-            headers = [title, "ms", "times ours", "largest difference"]
-            parts.append(markdown_table(headers, [_cells(row, rows[0]) for row in rows]))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + [table for job in JOBS if (table := job_table(content["rows"], job))])
+
+
+def job_table(rows: list[dict[str, Any]], job: str) -> str:
+    """One line a candidate of the job, with its time relative to ours, the first; empty if the job was left out."""
+    found = [row for row in rows if row["job"] == job]
+    headers = [JOBS[job], "ms", "times ours", "largest difference"]
+    return markdown_table(headers, [_cells(row, found[0]) for row in found]) if found else ""
 
 
 def _cells(row: dict[str, Any], ours: dict[str, Any]) -> list[str]:

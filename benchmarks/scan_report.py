@@ -20,7 +20,8 @@ def report(content: dict[str, Any]) -> str:
         group = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]
         parts.append(f"**{_title(shape)}, {dtype}**\n\n{shape_table(group)}")
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        parts += _summary([row for row in rows if row["dtype"] == dtype], dtype)
+        if table := ratio_table([row for row in rows if row["dtype"] == dtype]):
+            parts.append(f"**Times as fast as {baseline_name(rows)}, forward / forward + backward**\n\n{table}")
     return "\n\n".join(parts)
 
 
@@ -28,20 +29,23 @@ def _title(shape: str) -> str:
     return " x ".join(f"{int(n):,}" for n in shape.split("x"))
 
 
-def _summary(rows: list[Row], dtype: str) -> list[str]:
-    """All shapes in one table: how many times as fast as the baseline each backend is. Empty without a baseline."""
+def baseline_name(rows: list[Row]) -> str:
+    """The package that the backends are compared with; empty where none ran."""
+    return next((row["backend"] for row in rows if row["backend"] in (RAW, MAMBAPY) and measured(row)), "")
+
+
+def ratio_table(rows: list[Row]) -> str:
+    """All shapes of one dtype: how many times as fast as the baseline each backend is. Empty without a baseline."""
     baselines = {row["shape"]: row for row in reversed(rows) if row["backend"] in (RAW, MAMBAPY) and measured(row)}
     names = list(dict.fromkeys(row["backend"] for row in rows if row["backend"] not in (RAW, MAMBAPY)))
     if not baselines:
-        return []
+        return ""
     lines = []
     for shape, baseline in reversed(baselines.items()):
         found = {row["backend"]: row for row in rows if row["shape"] == shape}
         cells = [_pair([ratio(baseline, found.get(name, {}), mode) for mode in MODES], ".2f") for name in names]
         lines.append([_title(shape), *cells])
-    name = next(iter(baselines.values()))["backend"]
-    table = markdown_table([dtype, *(LABELS.get(n, n) for n in names)], lines)
-    return [f"**Times as fast as {name}, forward / forward + backward**\n\n{table}"]
+    return markdown_table([rows[0]["dtype"], *(LABELS.get(n, n) for n in names)], lines)
 
 
 HEADERS = (

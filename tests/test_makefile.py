@@ -101,3 +101,20 @@ def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "is a link" in done.stderr
     assert (tmp_path / "shared/kept").exists()
+
+
+def dry_run(**variables: Path | str) -> str:
+    """What `make lint` would do on a machine without an environment."""
+    command = ["make", "--dry-run", "lint", *(f"{name}={value}" for name, value in variables.items())]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_nnunets_networks_are_part_of_the_environment_without_what_they_ask_for(tmp_path: Path) -> None:
+    first = dry_run(VENV=tmp_path / "none")
+    assert "--no-deps -r env/requirements-benchmarks.txt" in first
+    (tmp_path / "changed.txt").write_text("dynamic-network-architectures==0\n", encoding="utf-8")
+    stamps = [
+        re.findall(r"none/\.installed-\S+", text)
+        for text in (first, dry_run(VENV=tmp_path / "none", ALONE=tmp_path / "changed.txt"))
+    ]
+    assert stamps[0] and stamps[0] != stamps[1], "another version of it makes a new environment"

@@ -12,7 +12,7 @@ import accuracy_compare
 import accuracy_figure
 import pytest
 import torch
-from accuracy_networks import DeepLoss, Task, build, nnunet_stages
+from accuracy_networks import BUILDERS, DeepLoss, Task, build, nnunet_stages
 from lung_split import split
 from PIL import Image
 
@@ -39,8 +39,6 @@ def test_stages_by_nnunets_rule(task: Task, features: list[int], smallest: tuple
 @pytest.mark.parametrize("name", ["lightm_unet", "plain_conv_unet", "residual_encoder_unet", "segresnet", "dynunet"])
 @pytest.mark.parametrize("patch", [(32, 48), (16, 24, 16)])
 def test_every_network_fits_a_task(name: str, patch: tuple[int, ...]) -> None:
-    if name in ("plain_conv_unet", "residual_encoder_unet"):
-        pytest.importorskip("dynamic_network_architectures")
     options = {"init_filters": 8} if name in ("lightm_unet", "segresnet") else {}
     network = build(name, len(patch), 2, 3, list(patch), **options).eval()
     with torch.no_grad():
@@ -73,8 +71,9 @@ def test_the_table_counts_every_case_once_and_skips_undefined_scores() -> None:
             "scores": {"tta": scores, "no_tta": scores},
         }
 
-    table = accuracy.summary([record("0", {"x": 0.8, "y": None}), record("1", {"z": 0.9})])
-    assert "| n | 5 | 10 | 2 x 1 | 3 | 60 | - | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 |" in table
+    records = [record("0", {"x": 0.8, "y": None}) | {"gone": ["a feature"]}, record("1", {"z": 0.9})]
+    row = "| n | 5 | 10 | 2 x 1 | 3 | 60 | - | 0.8500 ± 0.0707 | 0.8500 ± 0.0707 | 2.00 ± 0.00 | a feature |"
+    assert row in accuracy.summary(records)
 
 
 def test_the_table_shows_a_training_that_lost_its_way() -> None:
@@ -171,16 +170,56 @@ def test_convolutions_to_try_start_from_the_network_without_them() -> None:
         network(decoder="none")
 
 
-def test_committed_records_are_of_networks_that_can_be_built() -> None:
-    records = accuracy.load_records(accuracy.RESULTS)
-    ours = {r["network"]: r for r in records if r["network"].startswith("lightm_unet")}
-    for spec, record in ours.items():
-        task = json.loads((ROOT / f"bundle/configs/tasks/{record['task']}.json").read_text())
-        options = accuracy.pairs(accuracy.split_options(spec.partition(":")[2]))
-        options.pop("scan_order", None)  # changes no parameter; one that was tried is no longer there
-        dims, classes = task["spatial_dims"], len(task["labels"]) + 1
-        network = build("lightm_unet", dims, task["in_channels"], classes, task["patch_size"], **options)
-        assert sum(p.numel() for p in network.parameters()) == record["parameters"], spec
+def test_committed_records_count_the_parameters_of_their_networks() -> None:
+    """Every network, the others' too, is built as its task and settings say."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for record in accuracy.load_records(accuracy.RESULTS):
+        task = accuracy.load_task(record["task"]) | record["settings"]
+        key = record["network"], record["task"], str(task["patch_size"])
+        counts[key] = counts.get(key) or accuracy.parameters(record["network"], task)
+        assert record["parameters"] == counts[key], key
+    assert {spec.partition(":")[0] for spec, _, _ in counts} == set(BUILDERS)
+
+
+@pytest.mark.parametrize(
+    ("network", "task", "count"),
+    [
+        ("plain_conv_unet", "hippocampus", 5_603_177),
+        ("plain_conv_unet", "lung_xray", 33_471_820),
+        ("residual_encoder_unet", "hippocampus", 25_895_593),
+        ("dynunet", "hippocampus", 5_600_963),
+        ("lightm_unet:init_filters=16,stem=full", "hippocampus", 1_345_355),
+    ],
+)
+def test_a_tensor_with_two_names_counts_once(network: str, task: str, count: int) -> None:
+    assert accuracy.parameters(network, accuracy.load_task(task)) == count
+
+
+def test_a_run_records_the_parameters_of_its_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a training that leaves a state_dict in which each tensor has two names, as nnU-Net's do."""
+
+    def trained(args: Namespace, settings: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+        run_dir.mkdir(parents=True)
+        weights = {name: torch.ones(3) for name in ("encoder.a", "decoder.encoder.a")}
+        torch.save(weights, run_dir / "model.pt")
+        return [{"seconds": 1.0, "loss": 0.5}]
+
+    monkeypatch.setattr(accuracy, "train", trained)
+    monkeypatch.setattr(accuracy, "evaluate", lambda *_: {"x": {"anterior": {"dice": 0.8, "hd95": 1.0}}})
+    options = ["--dataset_dir", "data", "--results", str(tmp_path), "--run_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *options, "--networks", "plain_conv_unet", "--iterations", "50"])
+    accuracy.main()
+    (written,) = accuracy.load_records(tmp_path)
+    assert written["parameters"] == 5_603_177
+
+
+def test_records_say_what_cannot_be_trained_any_more() -> None:
+    ids = json.loads((ROOT / "bundle/configs/train.json").read_text(encoding="utf-8"))
+    for record in accuracy.load_records(accuracy.RESULTS):
+        unknown = set(record["settings"]) - set(ids) - set(accuracy.load_task(record["task"]))
+        assert unknown <= set(record.get("gone", ())), record["variant"]
+        before = "exact augmentation" not in record["variant"]
+        assert ("augmentation before 0.5" in record.get("gone", ())) == before
 
 
 def test_options_are_split_outside_of_brackets() -> None:

@@ -1,0 +1,132 @@
+"""Every figure of the documents by the name that its markers give it: see tables.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import accuracy_rows as rows
+import torch
+from accuracy_tables import all_records, comparison_table, dice, fold_table, score_table
+from harness import markdown_table
+from speed_tables import (
+    loading,
+    machine,
+    memory_lines,
+    networks,
+    pass_of,
+    postprocessing,
+    precisions,
+    recomputation,
+    scan_ratios,
+    scan_shape,
+)
+
+
+def headline() -> str:
+    """LightM-UNet beside nnU-Net's network in eight rows: size, accuracy, time."""
+    five, ten = rows.AGAINST_NNUNET.values()
+    minute, lungs = (rows.MINUTE[0], rows.MINUTE[2]), (rows.LUNG, rows.LUNG_PLAIN)
+    body = [
+        ["parameters, hippocampus", *map(_parameters, five)],
+        ["parameters, lung X-rays", *map(_parameters, lungs)],
+        ["hippocampus, five folds, 5,000 iterations: Dice", *map(dice, five)],
+        ["hippocampus, five folds, 10,000 iterations: Dice", *map(dice, ten)],
+        ["hippocampus, fold 0, a minute of an H100 (before 0.5): Dice", *map(dice, minute)],
+        ["lung X-rays, test cases, 5,000 iterations (before 0.5): Dice", *map(dice, lungs)],
+        ["train step, 2x1x80x128x128, one H200: ms (parameters)", *_passes("networks_h200", "cuda", "train")],
+        ["forward, 1x1x64x64x64, two CPU threads: ms (parameters)", *_passes("networks_cpu", "numba", "forward")],
+    ]
+    return markdown_table(["", "LightM-UNet, 32 filters", "nnU-Net's PlainConvUNet"], body)
+
+
+def _parameters(line: rows.Line) -> str:
+    return f"{line.runs()[0]['parameters']:,}"
+
+
+def _passes(name: str, backend: str, mode: str) -> list[str]:
+    """In 3D, of the paper's network: beside PlainConvUNet the default's scan order was not measured on a GPU."""
+    shape = {"train": "2x1x80x128x128", "forward": "1x1x64x64x64"}[mode]
+    return [pass_of(name, shape, network, mode) for network in (f"lightm_unet:{backend}", "plain_conv_unet")]
+
+
+def parameters() -> str:
+    """Of the paper's network, by building it."""
+    from scripts.networks import LightMUNet
+
+    def count(dims: int, channels: int, classes: int, filters: int) -> str:
+        with torch.device("meta"):
+            network = LightMUNet(dims, channels, classes, init_filters=filters)
+        return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+
+    filters = (8, 16, 32)
+    body = [
+        ["2D, 3 channels, 2 classes", *(count(2, 3, 2, width) for width in filters)],
+        ["3D, 1 channel, 3 classes", *(count(3, 1, 3, width) for width in filters)],
+    ]
+    return markdown_table(["", "8 filters", "16 filters", "32 filters (default)"], body)
+
+
+def shipped() -> str:
+    """The weights in bundle/models, with the record of the training that they come from."""
+    body = []
+    for path, line in rows.SHIPPED.items():
+        (run,) = line.runs()
+        log = f"`docs/training_{line.task if path == 'models/model.pt' else path.split('/')[1]}.log`"
+        cells = [f"{run['parameters']:,}", f"{run['iterations']:,}", f"{run['train_seconds'] / 60:.0f}", dice(line)]
+        body.append([f"`{path}`", line.label, log, *cells])
+    header = ["weights", "data", "log", "parameters", "iterations", "minutes", "Dice of held-out cases"]
+    return markdown_table(header, body, text_columns=3)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "parameters": parameters,
+    "shipped weights": shipped,
+    "memory of a train step": memory_lines,
+    # Accuracy
+    "hippocampus": partial(score_table, rows.HIPPOCAMPUS),
+    "hippocampus by folds": partial(fold_table, rows.AGAINST_NNUNET),
+    "hippocampus, differences": partial(comparison_table, rows.COMPARISONS),
+    "hippocampus before 0.5": partial(score_table, rows.BEFORE),
+    "hippocampus before 0.5, differences": partial(comparison_table, rows.COMPARISONS_BEFORE),
+    "a minute of training": partial(score_table, rows.MINUTE, hd95=False),
+    "two seeds": partial(score_table, rows.SEEDS, about=("no longer there",), hd95=False),
+    "lungs": partial(score_table, rows.LUNGS, about=("parameters", "iterations")),
+    "lungs, differences": partial(comparison_table, rows.COMPARISONS_LUNGS, folds=False),
+    "lungs, convolutions": partial(comparison_table, rows.CONVOLUTIONS_LUNGS, folds=False),
+    "changes": partial(score_table, rows.CHANGES, about=("no longer there",), hd95=False),
+    "changes with clipped gradients": partial(
+        score_table, rows.CLIPPED_CHANGES, about=("no longer there",), hd95=False
+    ),
+    "all trainings": all_records,
+    # The scan
+    "scan on a GPU": partial(scan_ratios, "selective_scan_h200_graphs", "float32"),
+    "scan on a GPU, one shape": partial(scan_shape, "selective_scan_h200_graphs", "2x262144x64x16"),
+    "scan on a GPU, machine": partial(machine, "selective_scan_h200_graphs"),
+    "scan on a GPU without graphs": partial(scan_ratios, "selective_scan_h200", "float32"),
+    "scan on a GPU without graphs, bfloat16": partial(scan_ratios, "selective_scan_h200", "bfloat16"),
+    "scan on a GPU without graphs, machine": partial(machine, "selective_scan_h200"),
+    "scan on a CPU": partial(scan_shape, "selective_scan_cpu", "1x65536x64x16"),
+    "scan on a CPU, machine": partial(machine, "selective_scan_cpu"),
+    # Whole networks
+    "networks on a GPU, 2D": partial(networks, "networks_h200", "2x3x512x512"),
+    "networks on a GPU, 3D": partial(networks, "networks_h200", "2x1x80x128x128"),
+    "networks on a GPU, machine": partial(machine, "networks_h200"),
+    "precisions": precisions,
+    "recomputation": recomputation,
+    "recomputation, machine": partial(machine, "recompute_h200"),
+    "inference on a CPU, 2D": partial(networks, "networks_cpu", "1x3x512x512"),
+    "inference on a CPU, 3D": partial(networks, "networks_cpu", "1x1x64x64x64"),
+    "inference on a CPU, machine": partial(machine, "networks_cpu"),
+    "training on a CPU, 2D": partial(networks, "networks_train_cpu", "2x3x256x256"),
+    "training on a CPU, 3D": partial(networks, "networks_train_cpu", "1x1x64x64x64"),
+    "training on a CPU, machine": partial(machine, "networks_train_cpu"),
+    # Around them
+    "loading": loading,
+    "loading, machine": partial(machine, "dataloading_cpu"),
+    "largest components": partial(postprocessing, "largest"),
+    "holes": partial(postprocessing, "holes"),
+    "surface metrics": partial(postprocessing, "surface"),
+    "postprocessing, machine": partial(machine, "postprocessing_cpu"),
+}
