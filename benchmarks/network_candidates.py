@@ -16,7 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from harness import record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+sys.path.insert(0, str(BUNDLE))
 
 CLASSES = {2: 2, 3: 3}  # by the number of spatial dimensions
 FILTERS = 32
@@ -76,9 +77,19 @@ def _value(text: str) -> Any:
 
 
 def lightm_unet(shape: Shape, init_filters: int = FILTERS, **options: Any) -> nn.Module:
+    """The paper's network, unless options say otherwise."""
     from scripts.networks import LightMUNet
 
     return LightMUNet(shape.dims, shape.channels, CLASSES[shape.dims], init_filters=init_filters, **options)
+
+
+def default(shape: Shape, **options: Any) -> nn.Module:
+    """LightM-UNet as planning and configs/train.json set it up."""
+    from scripts.data.network_settings import CONV_STAGES
+
+    config = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))
+    settings = {name: config[name] for name in ("scan_order", "stem", "norm_bias", "drop_path")}
+    return lightm_unet(shape, **({"conv_stages": CONV_STAGES} | settings | options))
 
 
 def reference(shape: Shape, init_filters: int = FILTERS, backend: str = "mamba-ssm") -> nn.Module:
@@ -98,22 +109,29 @@ class Plan(NamedTuple):
     strides: tuple[Any, ...]
 
 
-# As nnU-Net plans 512x512. 80x128x128 gets five stages here, the 16.5 M of earlier comparisons; a sixth, which
-# nnU-Net adds where an axis still has 8 voxels, makes it 30.8 M and hardly slower.
-PLAN_2D = Plan((32, 64, 128, 256, 512, 512, 512, 512), (1, 2, 2, 2, 2, 2, 2, 2))
-PLAN_3D = Plan((32, 64, 128, 256, 320), (1, 2, 2, 2, 2))
-PLAN_3D_SIX = Plan((32, 64, 128, 256, 320, 320), (1, 2, 2, 2, 2, (1, 2, 2)))
+class ChannelsLast(nn.Module):
+    """A network whose weights and input have their channels as neighbours in memory."""
+
+    def __init__(self, network: nn.Module, dims: int) -> None:
+        super().__init__()
+        self.format = torch.channels_last if dims == 2 else torch.channels_last_3d
+        self.network = network.to(memory_format=self.format)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x.contiguous(memory_format=self.format))
 
 
-def plain_conv_unet(shape: Shape, stages: int = 5) -> nn.Module:
+def plain_conv_unet(
+    shape: Shape, stages: int | None = None, features: int = FILTERS, channels_last: bool = False
+) -> nn.Module:
     """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-    features, strides = plan(shape, stages)
-    return PlainConvUNet(
+    widths, strides = plan(shape, stages, features)
+    network = PlainConvUNet(
         input_channels=shape.channels,
-        n_stages=len(features),
-        features_per_stage=features,
+        n_stages=len(widths),
+        features_per_stage=widths,
         conv_op=nn.Conv2d if shape.dims == 2 else nn.Conv3d,
         kernel_sizes=3,
         strides=strides,
@@ -127,12 +145,22 @@ def plain_conv_unet(shape: Shape, stages: int = 5) -> nn.Module:
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
+    return ChannelsLast(network, shape.dims) if channels_last else network
 
 
-def plan(shape: Shape, stages: int) -> Plan:
+def plan(shape: Shape, stages: int | None = None, features: int = FILTERS) -> Plan:
+    """As nnU-Net plans 512x512 (eight stages), 128x128 (six) and 40x56x40 (four).
+
+    80x128x128 gets five stages, the 16.5 M parameters of earlier comparisons; a sixth, which nnU-Net adds where an
+    axis still has 8 voxels, makes it 30.8 M and hardly slower.
+    """
+    smallest = min(shape.spatial)
     if shape.dims == 2:
-        return PLAN_2D
-    return PLAN_3D if stages == 5 else PLAN_3D_SIX
+        stages = stages or (8 if smallest >= 512 else 6)
+        return Plan(tuple(min(features * 2**i, 512) for i in range(stages)), (1, *[2] * (stages - 1)))
+    stages = stages or (5 if smallest >= 64 else 4)
+    strides = (1, 2, 2, 2, 2, (1, 2, 2))[:stages]
+    return Plan(tuple(min(features * 2**i, 320) for i in range(stages)), strides)
 
 
 def segresnet(shape: Shape, init_filters: int = FILTERS) -> nn.Module:
@@ -141,7 +169,7 @@ def segresnet(shape: Shape, init_filters: int = FILTERS) -> nn.Module:
     return SegResNet(shape.dims, init_filters, shape.channels, CLASSES[shape.dims])
 
 
-def dynunet(shape: Shape, stages: int = 5) -> nn.Module:
+def dynunet(shape: Shape, stages: int | None = None) -> nn.Module:
     """MONAI's version of nnU-Net's network, on the same plan."""
     from monai.networks.nets import DynUNet
 
@@ -159,6 +187,7 @@ def dynunet(shape: Shape, stages: int = 5) -> nn.Module:
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "default": default,
     "lightm_unet": lightm_unet,
     "reference": reference,
     "plain_conv_unet": plain_conv_unet,
@@ -168,7 +197,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def default_specs(device: torch.device, shape: Shape, backends: Sequence[str]) -> list[str]:
-    specs = [f"lightm_unet:{backend}" for backend in backends]
+    specs = ["default", *(f"lightm_unet:{backend}" for backend in backends)]
     # mamba-ssm has no CPU code: there our plain PyTorch scan takes its place in the reference structure.
     specs.append("reference" if device.type == "cuda" else "reference:chunked")
     specs.append("plain_conv_unet")
@@ -180,7 +209,7 @@ def default_specs(device: torch.device, shape: Shape, backends: Sequence[str]) -
 class Trial:
     """A network on a device with an input of the shape: a train step and a forward pass.
 
-    The step is a forward pass, cross-entropy, a backward pass and Adam. With `cuda_graph` each pass is recorded
+    The step is a forward pass, cross-entropy, a backward pass and AdamW. With `cuda_graph` each pass is recorded
     once and then replayed, so that it takes the GPU's time, however slow the host is.
     """
 
@@ -190,7 +219,7 @@ class Trial:
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
         self.network = build(spec, shape).to(device)
         self.parameters = sum(p.numel() for p in self.network.parameters())
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, capturable=cuda_graph)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, capturable=cuda_graph)
         self.image = torch.randn(shape.batch, shape.channels, *shape.spatial, device=device)
         self.target = torch.randint(CLASSES[shape.dims], (shape.batch, *shape.spatial), device=device)
 

@@ -6,11 +6,12 @@
     python benchmarks/networks.py --device cuda --profile lightm_unet:triton
     python benchmarks/networks.py --from-json FILE.json [FILE.json ...]
 
-Networks: lightm_unet on each scan backend; reference, the authors' structure on mamba-ssm's blocks; nnU-Net's
-PlainConvUNet; MONAI's SegResNet and DynUNet. --networks picks them: NAME, NAME:BACKEND or NAME:KEY=VALUE,... such
-as lightm_unet:triton,use_checkpoint=true. PlainConvUNet's package is in env/requirements-benchmarks.txt.
+Networks: default, LightM-UNet as planning sets it up; lightm_unet, the paper's, on each scan backend; reference, the
+authors' structure on mamba-ssm's blocks; nnU-Net's PlainConvUNet (its package: env/requirements-benchmarks.txt); MONAI's
+SegResNet and DynUNet. --networks picks them: NAME, NAME:BACKEND or NAME:KEY=VALUE,... such as
+lightm_unet:triton,use_checkpoint=true.
 
-A train step is the forward pass, cross-entropy, the backward pass and Adam; the forward pass is in eval mode
+A train step is the forward pass, cross-entropy, the backward pass and AdamW; the forward pass is in eval mode
 without gradients. Times are medians over rounds in which the networks take turns. Peak memory is that of one
 network alone: what its weights, optimiser, input and activations take of the allocator on a GPU; on a CPU (Linux)
 what a fresh process grows by. float32 with TF32 in convolutions, as torch has it; --matmul-precision high allows
@@ -49,12 +50,12 @@ from network_profile import profile
 
 from scripts.ops.selective_scan import backend_report
 
-GPU_SHAPES = ("2x3x512x512", "2x1x80x128x128")
+GPU_SHAPES = ("2x3x512x512", "2x1x80x128x128", "9x1x40x56x40")
 CPU_SHAPES = ("1x3x512x512", "1x1x64x64x64")
 MODES = ("train", "forward")
 BASELINES = ("reference", "plain_conv_unet")
 WARM_UPS = 2
-SCANNING = ("lightm_unet", "reference")
+SCANNING = ("default", "lightm_unet", "reference")
 
 
 class Run:

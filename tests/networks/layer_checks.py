@@ -14,7 +14,9 @@ from scripts.ops import fused
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
-needs_kernels = pytest.mark.skipif(fused.unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter")
+needs_kernels = pytest.mark.skipif(
+    fused.unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
+)
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

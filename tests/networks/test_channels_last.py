@@ -14,7 +14,7 @@ from layer_checks import DEVICE, float64_copy, needs_kernels, normal, relative_e
 from torch import Tensor
 
 from scripts.networks import LightMUNet, channels_last
-from scripts.networks.convolutions import depthwise_separable
+from scripts.networks.convolutions import dense, depthwise_separable, strided
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,22 @@ def test_depthwise_separable(spatial: tuple[int, ...], channels: int, kernel_siz
     check_step(lambda x: channels_last.depthwise_separable(block, x), block, normal(2, channels, *spatial))
 
 
+@needs_kernels
+@IMAGES
+@pytest.mark.parametrize("kind", ["dense", "strided"])
+def test_norm_act_conv_keeps_its_input_alone(spatial: tuple[int, ...], kind: str) -> None:
+    torch.manual_seed(0)
+    dims, stride = len(spatial), (1, 2, 2)[-len(spatial) :]
+    conv = (dense(dims, 8) if kind == "dense" else strided(dims, 8, 4, stride)).to(DEVICE)
+    norm, act = nn.GroupNorm(4, 8).to(DEVICE), nn.ReLU()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = normal(2, 8, *spatial)
+    check_step(lambda x: channels_last.norm_act_conv(norm, act, conv, x), nn.Sequential(norm, act, conv), x)
+    y = channels_last.norm_act_conv(norm, act, conv, channels_last.to_channels_last(x).requires_grad_())
+    assert sum(kept.shape == x.shape for kept in y.grad_fn.saved_tensors) == 1
+
+
 @IMAGES
 @pytest.mark.parametrize("thin_axis", [None, 0, -1])
 def test_max_pool(spatial: tuple[int, ...], thin_axis: int | None) -> None:
@@ -102,11 +118,12 @@ def test_max_pool(spatial: tuple[int, ...], thin_axis: int | None) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("stem", ["separable", "full"])
-def test_whole_network_with_these_steps_is_plain(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stem", "conv_stages"), [("separable", 0), ("full", 0), ("full", 1)])
+def test_whole_network_with_these_steps_is_plain(stem: str, conv_stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of a GPU's forward and backward pass but the fused VSS layers, which stay plain."""
     torch.manual_seed(0)
-    net = LightMUNet(2, 1, 3, 8, blocks_down=(1, 1), blocks_up=(1,), stem=stem, backend="naive").to(DEVICE)
+    arguments = {"blocks_down": (1, 1), "blocks_up": (1,), "stem": stem, "conv_stages": conv_stages}
+    net = LightMUNet(2, 1, 3, 8, **arguments, backend="naive").to(DEVICE)
     exact, x = float64_copy(net), normal(1, 1, 8, 8)
     unavailable = channels_last.unavailable
     monkeypatch.setattr(channels_last, "unavailable", lambda x: None if x.dtype == torch.float32 else unavailable(x))

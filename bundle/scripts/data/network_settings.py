@@ -14,12 +14,13 @@ from .nnunet_plans import NnUnetPlan
 from .patch import Patch, choose_patch, fit_to_strides, total_stride
 from .plan import Plan, Row, Wishes, times
 
-__all__ = ["choose_network"]
+__all__ = ["CONV_STAGES", "choose_network"]
 
 MODE = "amp"  # train.json's default on a GPU
 SMALLEST_BATCH, LARGEST_BATCH = 2, 32
 LARGEST_BATCH_SHARE = 0.05  # of the data set's voxels
 GPU_FILTERS, CPU_FILTERS = 32, 16
+CONV_STAGES = 3  # of four: benchmarks/NOTES.md has the measurement that chose it
 CPU_PATCH_VOXELS = {2: 256**2, 3: 64**3}
 
 

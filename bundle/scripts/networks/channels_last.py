@@ -42,11 +42,9 @@ def unavailable(x: Tensor) -> str | None:
 def to_channels_last(x: Tensor) -> Tensor:
     """x with its channels as neighbours in memory."""
     x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-    if x.shape[1] == 1 and x.is_cuda and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+    if x.is_cuda and x.shape[1] == 1:
         # One channel lies both ways; cuDNN goes by the strides, and its result lies as its input does.
-        strides = list(x.stride())
-        strides[1] = 1
-        x = x.as_strided(x.shape, strides)
+        x = x.as_strided(x.shape, [1 if axis == 1 else stride for axis, stride in enumerate(x.stride())])
     return x
 
 

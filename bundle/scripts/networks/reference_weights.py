@@ -60,8 +60,8 @@ def from_reference(state: dict[str, Any], target: dict[str, torch.Tensor]) -> di
     if problems:
         shown = "\n  ".join(problems[:10]) + ("\n  …" if len(problems) > 10 else "")
         raise ValueError(
-            f"these reference weights do not fit this network ({len(problems)} problems); check spatial_dims, "
-            f"in_channels, out_channels and init_filters:\n  {shown}"
+            f"these reference weights do not fit this network ({len(problems)} problems); they want conv_stages=0 and "
+            f"the defaults; check spatial_dims, in_channels, out_channels and init_filters:\n  {shown}"
         )
     return renamed
 

@@ -12,10 +12,12 @@ pytest.importorskip("triton")
 
 from fused_checks import DEVICE, assert_close, normal, truth
 
-from scripts.ops.fused import unavailable, causal_conv, naive
+from scripts.ops.fused import causal_conv, naive, unavailable
 from scripts.ops.fused.causal_conv import causal_conv_silu_backward, causal_conv_silu_forward
 
-pytestmark = pytest.mark.skipif(unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter")
+pytestmark = pytest.mark.skipif(
+    unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
+)
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ pytest.importorskip("triton")
 
 from fused_checks import DEVICE, assert_close, normal, truth
 
-from scripts.ops.fused import unavailable, naive
 from scripts.ops.fused import depthwise_conv as module
+from scripts.ops.fused import naive, unavailable
 from scripts.ops.fused.depthwise_conv import depthwise_conv, depthwise_conv_backward_weight, depthwise_conv_forward
 
-pytestmark = pytest.mark.skipif(unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter")
+pytestmark = pytest.mark.skipif(
+    unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
+)
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ pytest.importorskip("triton")
 
 from fused_checks import DEVICE, assert_close, normal, truth
 
-from scripts.ops.fused import unavailable, group_norm, naive
+from scripts.ops.fused import group_norm, naive, unavailable
 from scripts.ops.fused.group_norm import group_norm_relu, group_norm_relu_channels_last
 
-pytestmark = pytest.mark.skipif(unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter")
+pytestmark = pytest.mark.skipif(
+    unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
+)
 
 
 @pytest.fixture

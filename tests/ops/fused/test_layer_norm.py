@@ -12,10 +12,12 @@ pytest.importorskip("triton")
 
 from fused_checks import DEVICE, assert_close, normal, truth
 
-from scripts.ops.fused import unavailable, layer_norm, naive
+from scripts.ops.fused import layer_norm, naive, unavailable
 from scripts.ops.fused.layer_norm import layer_norm_backward, layer_norm_forward
 
-pytestmark = pytest.mark.skipif(unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter")
+pytestmark = pytest.mark.skipif(
+    unavailable(torch.device(DEVICE)) is not None, reason="neither a GPU nor Triton's interpreter"
+)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 EPS = 1e-5
 
