@@ -7,7 +7,7 @@
     python benchmarks/networks.py --from-json FILE.json [FILE.json ...]
 
 Networks: default, LightM-UNet as planning sets it up; lightm_unet, the paper's, on each scan backend; reference, the
-authors' structure on mamba-ssm's blocks; nnU-Net's PlainConvUNet (its package: env/requirements-benchmarks.txt); MONAI's
+authors' structure on mamba-ssm's blocks; nnU-Net's PlainConvUNet (env/requirements-benchmarks.txt); MONAI's
 SegResNet and DynUNet. --networks picks them: NAME, NAME:BACKEND or NAME:KEY=VALUE,... such as
 lightm_unet:triton,use_checkpoint=true.
 
