@@ -4,8 +4,9 @@
     python benchmarks/memory.py --device cpu --tiny                  # a trial of the script; prints only
     python benchmarks/memory.py --from-json FILE.json                # prints the table of a file again
 
-A train step is the forward pass, Dice and cross-entropy, the backward pass and Adam, in float32 and under bfloat16
-autocast. On a GPU the figure is the allocator's peak with weights, moments and input. Each line has the slope of a
+A train step of the network that planning chooses is the forward pass, Dice and cross-entropy, the backward pass and
+AdamW: in float32, under bfloat16 autocast, and there also with what `recompute_activations` computes again kept
+(amp_kept). On a GPU the figure is the allocator's peak with weights, moments and input. Each line has the slope of a
 least-squares fit and is then raised until no measurement lies above it. Two more steps are measured for the table
 alone or for one number: with the strides of thick slices, which planning predicts from the lines, and with more
 classes. A CPU has no such counter: there the figure is what autograd keeps for the backward pass, a lower bound.
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from harness import Budget, environment, environment_line, free_memory, markdown_table, peak_on_gpu
+from network_candidates import default_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
@@ -37,9 +39,9 @@ from scripts.networks import LightMUNet
 MEMORY_JSON = Path(__file__).resolve().parents[1] / "bundle" / "scripts" / "data" / "memory.json"
 FILTERS = (32, 16, 8, 64)  # the likeliest first, should time run out
 CLASSES, MANY_CLASSES = 3, 35
-# Batch, then the patch. The batch is the smallest that planning chooses: the inside of a layer is computed item by item
-# where it is large, so that few large patches take more a voxel than many small ones. The first step of a network is
-# its smallest: it compiles and makes Adam's moments.
+# Batch, then the patch. The batch is the smallest that planning chooses: the inside of a VSS layer is computed item by
+# item where it is large, so that few large patches take more a voxel than many small ones. The first step of a network
+# is its smallest: it compiles and makes Adam's moments.
 SIZES = {
     2: ((2, 256, 256), (2, 512, 512), (2, 1536, 1536)),
     3: ((2, 64, 64, 64), (2, 96, 128, 128), (2, 160, 192, 192)),
@@ -66,10 +68,10 @@ class Step:
     def __init__(self, case: Case, device: torch.device) -> None:
         torch.manual_seed(0)
         self.case, self.device = case, device
-        options = {} if case.strides is None else {"strides": case.strides}
+        options = default_options() | {"recompute_activations": case.mode != "amp_kept", "strides": case.strides}
         network = LightMUNet(case.spatial_dims, 1, case.classes, init_filters=case.init_filters, **options)
         self.network = network.to(device)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
         self.loss = DiceCELoss()
 
     def __call__(self, size: Size) -> None:
@@ -77,7 +79,8 @@ class Step:
         image = torch.randn(batch, 1, *spatial, device=self.device)
         label = torch.randint(self.case.classes, (batch, 1, *spatial), device=self.device)
         self.optimizer.zero_grad()
-        amp = torch.autocast(self.device.type, torch.bfloat16) if self.case.mode == "amp" else nullcontext()
+        in_half = self.case.mode.startswith("amp")
+        amp = torch.autocast(self.device.type, torch.bfloat16) if in_half else nullcontext()
         with amp:
             loss = self.loss(self.network(image), label)
         loss.backward()
@@ -219,7 +222,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default="cuda", help="cuda (default), cuda:N or cpu")
     parser.add_argument("--filters", nargs="+", type=int, default=list(FILTERS), help="default: 8 16 32 64")
     parser.add_argument("--dims", nargs="+", type=int, choices=(2, 3), default=[2, 3], help="default: 2 3")
-    parser.add_argument("--budget-s", type=float, default=75, help="start no line after so many seconds (75)")
+    parser.add_argument("--budget-s", type=float, default=120, help="start no line after so many seconds (120)")
     parser.add_argument("--tiny", action="store_true", help="a few voxels: tries the script, measures nothing useful")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: on a GPU, the bundle's memory.json")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing, print the table of this file")

@@ -85,11 +85,17 @@ def lightm_unet(shape: Shape, init_filters: int = FILTERS, **options: Any) -> nn
 
 def default(shape: Shape, **options: Any) -> nn.Module:
     """LightM-UNet as planning and configs/train.json set it up."""
+    return lightm_unet(shape, **(default_options() | options))
+
+
+def default_options() -> dict[str, Any]:
+    """Arguments of LightMUNet that planning and configs/train.json choose."""
     from scripts.data.network_settings import CONV_STAGES
 
     config = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))
-    settings = {name: config[name] for name in ("scan_order", "stem", "norm_bias", "drop_path")}
-    return lightm_unet(shape, **({"conv_stages": CONV_STAGES} | settings | options))
+    return {"conv_stages": CONV_STAGES} | {
+        name: config[name] for name in ("scan_order", "stem", "norm_bias", "drop_path")
+    }
 
 
 def reference(shape: Shape, init_filters: int = FILTERS, backend: str = "mamba-ssm") -> nn.Module:

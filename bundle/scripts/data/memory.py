@@ -17,10 +17,11 @@ from .patch import TRANSITIONS
 __all__ = ["MODES", "StepMemory", "load_memory_table", "relative_load", "step_memory"]
 
 GIB = 2**30
-MODES = ("amp", "fp32")
-# Feature maps of a stage that wait for the backward pass, counted in blocks: the encoder's and the decoder's
-# blocks and the layer before the pool. Their width doubles from stage to stage.
-BLOCKS = (3, 4, 4, 4)
+MODES = ("amp", "amp_kept", "fp32")
+# Feature maps of a stage that wait for the backward pass, of the encoder and the decoder together, where the network has
+# three stages of convolutions and what `recompute_activations` says is computed again. Their width doubles from stage to
+# stage.
+MAPS = (7, 8, 8, 17)
 ESTIMATE_MARGIN = 1.15  # on widths outside the measured ones
 
 
@@ -64,7 +65,7 @@ def step_memory(table: Mapping[str, Any], spatial_dims: int, init_filters: int, 
         spatial_dims: 2 or 3.
         init_filters: width of the first stage. Between measured widths the line is interpolated; beyond them it
             grows in proportion (the weights with the square), plus 15 %.
-        mode: "amp" (bfloat16 autocast) or "fp32".
+        mode: "amp" (bfloat16 autocast), "amp_kept" (with recompute_activations false) or "fp32".
         classes: the network's output channels; each beyond the measured ones costs the loss's maps.
     """
     found = [fit for fit in table["fits"] if fit["spatial_dims"] == spatial_dims]
@@ -91,9 +92,9 @@ def _at_width(fits: Mapping[int, tuple[float, float]], width: int) -> tuple[floa
 
 
 def _load(strides: Sequence[Sequence[int]]) -> float:
-    load, voxels = float(BLOCKS[0]), 1.0
+    load, voxels = float(MAPS[0]), 1.0
     for stage, stride in enumerate(strides, start=1):
         for step in stride:
             voxels /= step
-        load += BLOCKS[stage] * 2**stage * voxels
+        load += MAPS[stage] * 2**stage * voxels
     return load

@@ -16,7 +16,7 @@ from .plan import Plan, Row, Wishes, times
 
 __all__ = ["CONV_STAGES", "choose_network"]
 
-MODE = "amp"  # train.json's default on a GPU
+MODE, MODE_KEPT = "amp", "amp_kept"  # train.json's default on a GPU, with and without recompute_activations
 SMALLEST_BATCH, LARGEST_BATCH = 2, 32
 LARGEST_BATCH_SHARE = 0.05  # of the data set's voxels
 GPU_FILTERS, CPU_FILTERS = 32, 16
@@ -48,10 +48,12 @@ def choose_network(
     filters = wishes.init_filters or (CPU_FILTERS if on_cpu else GPU_FILTERS)
     chosen = "for a CPU, half the paper's" if on_cpu else "the paper's"
     plan.set("init_filters", filters, "asked for" if wishes.init_filters else chosen)
+    plan.set("conv_stages", CONV_STAGES, "convolutions in the finest stages, Mamba below; 0 is the paper's network")
 
     in_plane = [a for a in range(shapes.shape[1]) if a != axis]
     spacing = [spacing[a] for a in in_plane] if spacing else None
-    memory = step_memory(table, dims, filters, MODE, len(plan.overlay["labels"]) + 1)
+    classes = len(plan.overlay["labels"]) + 1
+    memory = step_memory(table, dims, filters, MODE, classes)
     if imported is not None:
         patch, reason = _imported_patch(imported, spacing)
     else:
@@ -60,6 +62,7 @@ def choose_network(
     _strides(plan, patch)
     _batch(plan, patch, shapes.prod(axis=1).sum(), memory, wishes.gpu_gib, imported)
     _memory_row(plan, patch, memory, wishes.gpu_gib)
+    _recomputation(plan, patch, step_memory(table, dims, filters, MODE_KEPT, classes), wishes.gpu_gib)
 
 
 def _imported_patch(imported: NnUnetPlan, spacing: Sequence[float] | None) -> tuple[Patch, str]:
@@ -136,3 +139,14 @@ def _memory_row(plan: Plan, patch: Patch, memory: StepMemory, gpu_gib: float | N
     plan.rows.append(Row("memory", f"{needed:.1f} GiB", reason))
     if needed > gpu_gib:
         plan.warnings.append(f"a train step needs about {needed:.1f} GiB, more than the {gpu_gib:.4g} there are")
+
+
+def _recomputation(plan: Plan, patch: Patch, kept: StepMemory, gpu_gib: float | None) -> None:
+    needed = kept.gib(plan.overlay["batch_size"] * patch.voxels, patch.strides)
+    if gpu_gib is None:
+        plan.set("recompute_activations", True, "a CPU keeps everything anyway")
+    else:
+        fits = needed <= gpu_gib
+        plan.set(
+            "recompute_activations", not fits, f"to keep them {'takes' if fits else 'would take'} {needed:.1f} GiB"
+        )
