@@ -18,9 +18,8 @@ __all__ = ["MODES", "StepMemory", "load_memory_table", "relative_load", "step_me
 
 GIB = 2**30
 MODES = ("amp", "amp_kept", "fp32")
-# Feature maps of a stage that wait for the backward pass, of the encoder and the decoder together, where the network has
-# three stages of convolutions and what `recompute_activations` says is computed again. Their width doubles from stage to
-# stage.
+# Feature maps of a stage that wait for the backward pass, encoder and decoder together, where three stages are
+# convolutions and what `recompute_activations` says is computed again. Their width doubles from stage to stage.
 MAPS = (7, 8, 8, 17)
 ESTIMATE_MARGIN = 1.15  # on widths outside the measured ones
 

@@ -147,6 +147,5 @@ def _recomputation(plan: Plan, patch: Patch, kept: StepMemory, gpu_gib: float | 
         plan.set("recompute_activations", True, "a CPU keeps everything anyway")
     else:
         fits = needed <= gpu_gib
-        plan.set(
-            "recompute_activations", not fits, f"to keep them {'takes' if fits else 'would take'} {needed:.1f} GiB"
-        )
+        takes = "takes" if fits else "would take"
+        plan.set("recompute_activations", not fits, f"keeping them {takes} {needed:.1f} GiB, for a little less time")
