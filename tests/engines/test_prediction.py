@@ -116,10 +116,10 @@ def test_endings(tmp_path: Path, source: str, target: str, probabilities: str) -
 
 
 def test_two_cases_never_share_a_prediction(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="would all be predicted into"):
+    with pytest.raises(UserError, match="would both be written into"):
         found(touch(tmp_path / "in", "a.jpg", "a.png"), 1)
     folder = touch(tmp_path / "same", "a.png")
-    with pytest.raises(UserError, match="would overwrite the images"):
+    with pytest.raises(UserError, match="would lie among the images"):
         input_cases(str(folder), str(folder))
 
 
