@@ -31,13 +31,21 @@ def temporary_beside(path: Path, folder: bool = False) -> Path:
     return path.with_name(stem if folder else f"{stem}.{path.name[-_KEPT:]}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder; nothing else, and nothing that is still written."""
+def remove_leftovers(folder: Path, within: bool = False) -> None:
+    """Remove what killed processes left half-written in a folder; nothing else, and nothing that is still written.
+
+    Args:
+        within: also in the folders that it holds, as a cache of prepared cases does.
+    """
     with contextlib.suppress(OSError):
-        found = [(Path(entry.path), match) for entry in os.scandir(folder) if (match := _NAME.fullmatch(entry.name))]
+        entries = list(os.scandir(folder))
+        found = [(Path(entry.path), match) for entry in entries if (match := _NAME.fullmatch(entry.name))]
         for path, match in found:
             if not path.is_symlink() and _is_abandoned(path, *match.groups()):
                 _remove(path)
+        for entry in entries if within else []:
+            if entry.is_dir(follow_symlinks=False):
+                remove_leftovers(Path(entry.path))
 
 
 def _is_abandoned(path: Path, machine: str | None, pid: str | None) -> bool:

@@ -1,7 +1,7 @@
 """What may be written where: the one place that knows, asked by every command before it does or makes anything.
 
-A folder that is written into must not hold the images and labels of a data set, the inputs of the command or the weights
-that the bundle ships; it must be one that can be written; and the names of its files must differ.
+A folder that is written into must not hold the images and labels of a data set, the inputs of the command or the
+weights that the bundle ships; it must be one that can be written; and the names of its files must differ.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
     place = _resolved(folder, option)
     existing = _nearest(place)
     if not existing.is_dir():
-        raise UserError(f"{option} {folder}: {existing} is a file: give a folder with {option}")
+        raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
     if place in _input_folders(inputs):
         raise UserError(f"{option} {folder}: what is written would lie among the images that are read: give another")
     _check_place(place, folder, option)
@@ -69,7 +69,7 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
     existing = _nearest(place.parent)
     if not existing.is_dir():
-        raise UserError(f"{option} {file}: {existing} is a file, not a folder: give another")
+        raise UserError(f"cannot write {file}: {existing} is a file, not a folder; give another {option}")
     _check_place(place.parent, file, option)
     _check_writable(existing, file, option)
     return Path(str(file))
@@ -109,7 +109,7 @@ def check_names(outputs: Iterable[tuple[str, Path]]) -> None:
 
 
 def refuse_foreign(files: Iterable[Path], option: str) -> None:
-    """Refuse to replace files that are there and that no run of the bundle is known to have written.
+    """Refuse to replace files that are there, where no run of the bundle is known to have written them.
 
     Raises:
         UserError: names the first of them.
@@ -118,8 +118,8 @@ def refuse_foreign(files: Iterable[Path], option: str) -> None:
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UserError(
-            f"{there[0]}{more} would be replaced, and nothing says that this bundle wrote it: move it away, or give "
-            f"another {option}"
+            f"{there[0]}{more} would be replaced, and nothing says that it may be lost: move it away, or give another "
+            f"{option}"
         )
 
 

@@ -148,7 +148,8 @@ class PreparedDataset(Dataset):
                     file.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             for key, array in arrays.items():
                 np.save(temporary / f"{key}.npy", array)
-                flush_file(temporary / f"{key}.npy")
+            for file in temporary.iterdir():
+                flush_file(file)
             flush_folder(temporary)
             try:
                 temporary.rename(folder)
