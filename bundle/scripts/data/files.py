@@ -86,10 +86,10 @@ def file_of_case(folder: str | Path, name: str, ending: str = "") -> Path:
 
 
 def _name_problem(name: str) -> str | None:
+    if name.strip() and (Path(name).name != name or "\0" in name):  # by this system's rules: also a drive of Windows
+        return "leads to another folder"
     if not name.strip() or name.startswith("."):
         return "is empty or begins with a dot"
-    if Path(name).name != name or "\0" in name:  # by this system's rules: also a drive of Windows
-        return "leads to another folder"
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
