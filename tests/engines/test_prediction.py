@@ -149,7 +149,7 @@ def test_files_that_no_prediction_wrote_are_kept(tmp_path: Path, beside: str) ->
     with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
         found(folder)
     if beside != "a.nii.gz":
-        with pytest.raises(UserError, match="a_probabilities.nii.gz would be replaced"):
+        with pytest.raises(UserError, match=r"a_probabilities\.nii\.gz would be replaced"):
             input_cases(str(folder), str(out), skip_existing=True)
         write_provenance(out, Run("model.pt", 0, None, ["a"]))  # the case was begun and its process killed
         assert len(input_cases(str(folder), str(out), skip_existing=True)) == 1
@@ -159,7 +159,7 @@ def test_files_that_no_prediction_wrote_are_kept(tmp_path: Path, beside: str) ->
 def test_a_name_from_another_program_leads_nowhere_else(tmp_path: Path) -> None:
     image = MetaTensor(torch.zeros(1, 2, 2), meta={"filename_or_obj": "a.png"})
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="the case name '../a' leads to another folder"):
+    with pytest.raises(UserError, match=r"the case name '\.\./a' leads to another folder"):
         SavePredictiond(["pred"], str(tmp_path / "out"))({"image": image, "pred": image, "name": "../a"})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
