@@ -44,6 +44,9 @@ report: OUT := report_output
 report: INPUT = $(abspath $(or $(IN),$(OUT)/input))
 report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels OUT=folder TASK=hippocampus
 	@$(if $(wildcard bundle/configs/tasks/$(TASK).json),,$(error TASK: there is no bundle/configs/tasks/$(TASK).json))
+	@test -z "$$(ls "$(abspath $(OUT))/prediction" 2>/dev/null)" || \
+	test -e "$(abspath $(OUT))/prediction/predictions.json" || { \
+	echo "make: $(OUT)/prediction holds files that no prediction wrote: move them away, or give another OUT" >&2; exit 1; }
 	@$(if $(IN),,cd bundle && $(VENV_PYTHON) -c '$(WRITE_DEMO_INPUT)' "$(INPUT)")
 	@cd bundle && $(VENV_PYTHON) -m monai.bundle run inference --config_file "$(INFERENCE_CONFIG)" \
 	--input_dir "$(INPUT)" --output_dir "$(abspath $(OUT))/prediction" --overwrite true $(ARGS)

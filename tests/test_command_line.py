@@ -76,9 +76,7 @@ def test_none_would_be_dropped_silently(config: str) -> None:
     assert or_none("null") is None and or_none(0) == 0
 
 
-@pytest.mark.parametrize(
-    ("folder", "read"), [("2025", "2025"), ("2025.10", "2025.1"), ("1e3", "1000.0"), ("out#2", "'out'")]
-)
+@pytest.mark.parametrize(("folder", "read"), [("2025", "2025"), ("2025.10", "2025.1"), ("1e3", "1000.0")])
 def test_a_folder_that_would_be_read_as_something_else(config: str, folder: str, read: str) -> None:
     message = f"--output_dir {folder}: MONAI reads it as {read}; write --output_dir ./{folder}"
     with pytest.raises(UserError, match=re.escape(message)):
@@ -86,7 +84,29 @@ def test_a_folder_that_would_be_read_as_something_else(config: str, folder: str,
     check(config, "--output_dir", f"./{folder}")
 
 
-@pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "/data/out#2", "~/out", "it's"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("output_dir", "/data/out#2"),
+        ("output_dir", "out#2"),
+        ("splits", "a#b.json"),
+        ("checkpoint", "['a#1.pt','b.pt']"),
+    ],
+)
+def test_a_path_that_monai_would_change_is_refused(config: str, option: str, value: str, tmp_path: Path) -> None:
+    """The run would write into /data/out::2."""
+    with pytest.raises(UserError, match=re.escape(f"--{option} {value}: MONAI reads # as ::")):
+        check(config, f"--{option}", value)
+    (tmp_path / "args.json").write_text(json.dumps({option: value}))
+    with pytest.raises(UserError, match="MONAI reads # as ::"):
+        check(config, "--args_file", str(tmp_path / "args.json"))
+
+
+def test_a_reference_may_name_a_part_of_a_config(config: str) -> None:
+    check(config, "--output_dir", "@train#folder")
+
+
+@pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "~/out", "it's"])
 def test_other_folders_are_read_as_they_are(config: str, folder: str) -> None:
     check(config, "--output_dir", folder)
 

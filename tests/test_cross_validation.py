@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,42 @@ def test_gathering_counts_undefined_scores_and_starts_anew(tmp_path: Path) -> No
     assert names == {"a.tif", "a.json", "b.nii.gz", "d.nii.gz", "predictions.json"}
     gather(folds[:1], out)
     assert {path.name for path in (out / "predictions").iterdir()} == {"b.nii.gz", "d.nii.gz", "predictions.json"}
+
+
+@pytest.mark.parametrize("file", ["note.txt", "z.nii.gz", "a_probabilities.nii.gz"])
+def test_gathering_takes_nothing_away_that_it_did_not_bring(tmp_path: Path, file: str) -> None:
+    fold, out = finished(tmp_path, 0, {"a": 0.5}), tmp_path / "out"
+    gather([fold], out)
+    (out / "predictions" / file).write_text("the user's")
+    with pytest.raises(UserError, match=f"out/predictions/{file} would be replaced"):
+        gather([fold], out)
+    assert (out / "predictions" / file).read_text() == "the user's"
+    assert (out / "predictions/a.nii.gz").is_file()
+
+
+def test_gathering_keeps_metrics_of_others(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.csv").write_text("the user's")
+    with pytest.raises(UserError, match=r"metrics\.csv would be replaced"):
+        gather([finished(tmp_path, 0, {"a": 0.5})], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.csv"]
+
+
+def test_a_gathering_that_was_killed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold, out = finished(tmp_path, 0, {"a": 0.5, "b": 0.5}), tmp_path / "out"
+    copy = shutil.copyfile
+
+    def kill(source: Path, target: Path) -> None:
+        if source.name == "b.nii.gz":
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", kill)
+    with pytest.raises(KeyboardInterrupt):
+        gather([fold], out)
+    monkeypatch.undo()
+    gather([fold], out)
+    assert {path.name for path in (out / "predictions").iterdir()} == {"a.nii.gz", "b.nii.gz", "predictions.json"}
 
 
 def test_gathering_refuses_what_does_not_belong_together(tmp_path: Path) -> None:

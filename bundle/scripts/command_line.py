@@ -22,6 +22,7 @@ __all__ = [
     "as_flag",
     "as_typed",
     "check_ids",
+    "check_separator",
     "check_words",
     "differing",
     "option_values",
@@ -71,11 +72,14 @@ def check_ids(arguments: Sequence[str]) -> None:
     if "args_file" in given:
         from_file = json.loads(Path(given["args_file"]).read_text())
         files = files or as_config_files(from_file.pop("config_file", None))
+        for name, value in from_file.items():
+            check_separator(name, str(value))
         overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
     known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
+        check_separator(name, value)
         if name.endswith("_dir") and (read := DefaultParseValue(value)) != value:
             raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
         top_level = name.replace("::", "#").split("#")[0]
@@ -84,6 +88,17 @@ def check_ids(arguments: Sequence[str]) -> None:
     if known:
         check_words(arguments, allowed=known)
         _check_run(given.get("run_id", "".join(arguments[1:2])), known)
+
+
+def check_separator(name: str, value: str) -> None:
+    """Refuse a value with a ``#``, which MONAI changes to ``::`` wherever it stands: /x/out#2 would be /x/out::2.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    refers = value.lstrip("[(\"' ").startswith(("@", "%", "$"))  # there it leads to a part of a config
+    if "#" in value and not refers:
+        raise UserError(f"--{name} {value}: MONAI reads # as ::, so rename it, or give a link to it without #")
 
 
 def check_words(arguments: Sequence[str], allowed: Container[str] = ()) -> None:

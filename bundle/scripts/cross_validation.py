@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from .command_line import as_config_files, check_words
-from .data.files import case_name, replacing
+from .data.files import case_name, flush_folder, replacing
+from .data.leftovers import remove_leftovers
+from .data.outputs import check_output_folder, open_folder, refuse_foreign
 from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
-from .provenance import read_provenance, write_provenance
+from .provenance import PREDICTIONS, Run, predicted_cases, read_provenance, write_provenance
 
 __all__ = ["gather", "main"]
 
@@ -60,7 +62,8 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     predictions/ is made anew, so that it holds the cases of these folds and no others.
 
     Raises:
-        UserError: a fold is not finished; a case was held out twice; the folder cannot be written.
+        UserError: a fold is not finished; a case was held out twice; nothing may be written there (data/outputs.py);
+            or files would be lost that no cross-validation wrote.
     """
     missing = [str(fold.number) for fold in folds if not fold.evaluated]
     if missing:
@@ -69,13 +72,10 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     for fold in folds:
         rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
-    predictions = output_dir / "predictions"
-    try:
-        if predictions.exists():
-            shutil.rmtree(predictions)
-        predictions.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
+    predictions = check_output_folder(output_dir, "--output_dir") / "predictions"
+    _refuse_to_lose(output_dir)
+    open_folder(predictions, "--output_dir")
+    _start_anew(predictions, folds)
     for fold in folds:
         _copy_predictions(fold.evaluation / "predictions", predictions, {row["case"] for row in fold.scores()})
     rows.sort(key=lambda row: row["case"])  # its classes stay in the task's order
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if outside:
         raise UserError(f"fold {outside[0]} does not exist: there are {count}, 0 to {count - 1}")
     folds = [settings.fold(number) for number in numbers]
+    check_output_folder(settings.root, "--output_dir")
     for fold in folds:
         run_fold(settings, fold)
     if alone:
@@ -156,13 +157,36 @@ def _run(command: Sequence[str], fold: Fold) -> None:
         )
 
 
+def _refuse_to_lose(output_dir: Path) -> None:
+    """Refuse to take away what is no earlier gathering's: it noted in predictions.json what it was about to copy."""
+    predictions = output_dir / "predictions"
+    remove_leftovers(predictions)
+    ours = {PREDICTIONS, *predicted_cases(predictions)}
+    names = sorted(os.listdir(predictions)) if predictions.is_dir() else []
+    others = [name for name in names if not ours & {name, case_name(name)} or (predictions / name).is_dir()]
+    refuse_foreign([predictions / name for name in others], "--output_dir")
+    if not predictions.is_dir():  # as little as there is before a first gathering
+        refuse_foreign([output_dir / "metrics.json", output_dir / "metrics.csv"], "--output_dir")
+
+
+def _start_anew(predictions: Path, folds: Sequence[Fold]) -> None:
+    """Take an earlier gathering's predictions away, and note what will be copied before it is: killed in between, the
+    next one knows the files for its own."""
+    for path in [path for path in predictions.iterdir() if path.name != PREDICTIONS]:
+        path.unlink()
+    flush_folder(predictions)
+    (predictions / PREDICTIONS).unlink(missing_ok=True)
+    for fold in folds:
+        unknown = Run(str(fold.folder / "model.pt"), fold.number, None, sorted({row["case"] for row in fold.scores()}))
+        write_provenance(predictions, *(read_provenance(fold.evaluation / "predictions") or [unknown]))
+
+
 def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None:
     """Of an earlier evaluation, of other cases, predictions may be left."""
     for file in sorted(source.iterdir()):
         if case_name(file) in cases:
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
-    write_provenance(target, *(read_provenance(source) or []))
 
 
 def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:

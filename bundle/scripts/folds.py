@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from .command_line import differing, option_values, or_none
+from .command_line import check_separator, differing, option_values, or_none
 from .data.datalist import read_splits
 from .data.layouts import NUM_FOLDS
 from .errors import UserError
@@ -98,6 +98,8 @@ class Settings:
         for name in SET_BY_FOLD:
             if name in values:
                 raise UserError(f"--{name}: cross-validation sets it itself, fold by fold; leave it out")
+        for name, value in values.items():
+            check_separator(name, value)
         self.root = values.pop("output_dir", None)
         parser = _read_configs(self.files)
         # as monai.bundle reads a command line's words

@@ -34,8 +34,10 @@ from .engines.ensemble import checkpoint_paths
 from .errors import UserError
 
 __all__ = [
+    "PREDICTIONS",
     "Run",
     "check_held_out",
+    "predicted_cases",
     "read_provenance",
     "read_training_cases",
     "record_predictions",
@@ -158,6 +160,15 @@ def read_provenance(folder: str | Path) -> list[Run] | None:
         return [Run(**run) for run in _read(path, {"runs": list})["runs"]]
     except TypeError as error:
         raise UserError(f"{path} is not a record of predictions: {error}; remove it or predict again") from error
+
+
+def predicted_cases(folder: str | Path) -> set[str]:
+    """Names of the cases whose predictions in a folder were written by this bundle, as its predictions.json says.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    return {name for run in read_provenance(folder) or [] for name in run.predicted}
 
 
 def check_held_out(

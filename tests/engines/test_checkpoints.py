@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,61 @@ def test_a_training_that_failed_lets_go_of_its_folder(tmp_path: Path) -> None:
         fcntl.flock(log_of_another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [
+        (["model.pt"], "model.pt"),  # another program's
+        (["model.pt", "settings.json", "cases.json"], "model.pt"),  # weights that were copied here
+        (["model.pt", "settings.json", "training.log"], "model.pt"),  # a run whose checkpoints were deleted
+        (["settings.json"], "settings.json"),
+        (["training.log"], "training.log"),
+        (["log.jsonl", "notes.txt"], "log.jsonl"),
+    ],
+)
+def test_files_that_no_interrupted_run_left_are_kept(tmp_path: Path, there: list[str], kept: str) -> None:
+    for name in there:
+        (tmp_path / name).write_text(f"the user's {name}")
+    with pytest.raises(UserError, match=rf"/{kept}.* would be replaced.*another --output_dir"):
+        open_run(str(tmp_path), False, {})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"the user's {name}" for name in there
+    }
+
+
+def test_a_run_that_was_killed_in_its_first_epoch_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "training.log").touch()  # killed at once
+    open_run(str(tmp_path), False, {})
+    for name in ("cases.json", "log.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "training.log").write_text("preparing cases")
+    open_run(str(tmp_path), False, {})
+
+
+@pytest.mark.parametrize("option", ["output_dir", "cache_dir"])
+def test_nothing_is_trained_among_the_images(tmp_path: Path, option: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()
+    places = {"output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
+    cases = [{"name": "a", "image": str(tmp_path / "images/a.png"), "label": str(tmp_path / "labels/a.png")}]
+    with pytest.raises(UserError, match=rf"--{option} .*images: what is written would lie among the images"):
+        open_run(**places | {option: str(tmp_path / "images")}, resume=False, settings={}, cases=cases)
+    with pytest.raises(UserError, match=r"--cache_dir .*run is the run's own folder"):
+        open_run(**places | {"cache_dir": str(tmp_path / "run/../run")}, resume=False, settings={}, cases=cases)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_opening_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    left = [tmp_path / "run/.0123456789ab.part.model.pt", tmp_path / "cache/digest/.0123abcd-7-89abcdef.part"]
+    (tmp_path / "cache/digest/a-0123").mkdir(parents=True)
+    left[1].mkdir()
+    (tmp_path / "run").mkdir()
+    left[0].touch()
+    for path in left:
+        os.utime(path, (0, 0))
+    open_run(str(tmp_path / "run"), False, {}, cache_dir=str(tmp_path / "cache"))
+    assert not any(path.exists() for path in left) and (tmp_path / "cache/digest/a-0123").is_dir()
+
+
 def test_typed_words_are_the_same_settings(tmp_path: Path) -> None:
     open_run(str(tmp_path), False, {"slice_axis": "null", "crop_nonzero": "false"})
     (tmp_path / "checkpoint.pt").touch()
@@ -108,15 +164,45 @@ def test_the_best_epoch_after_undefined_scores(tmp_path: Path) -> None:
     trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
     net = torch.nn.Linear(1, 1)
     saver = SaveCheckpoints(str(tmp_path), net, torch.optim.SGD(net.parameters(), 1.0), evaluator, {"a": 1})
-    trainer.state.best_scores = None
+    trainer.state.best_scores = trainer.scaler = None
     kept = []
     for epoch, score in enumerate([math.nan, math.nan, 0.5, 0.4, 0.6], start=1):
         trainer.state.epoch = epoch
+        evaluator.state.epoch, evaluator.state.ema_pseudo_dice = epoch, score
         evaluator.state.metrics = {"ema_pseudo_dice": score, "dice_a": score}
         torch.nn.init.constant_(net.bias, epoch)
-        saver._keep_best(trainer)
+        saver._end_epoch(trainer)
         kept.append(torch.load(tmp_path / "model.pt", weights_only=True)["bias"].item())
     assert kept == [1, 2, 3, 3, 5]
+
+
+def test_a_kill_between_checkpoint_and_best_weights_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """checkpoint.pt comes first: a model.pt without one is never an interrupted run's."""
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    net = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(decay_matrices(net, 0.3))
+    saver = SaveCheckpoints(str(tmp_path), net, optimizer, evaluator, {"a": 1})
+    trainer.state.best_scores = trainer.scaler = None
+    trainer.state.epoch = evaluator.state.epoch = 1
+    evaluator.state.metrics, evaluator.state.ema_pseudo_dice = {"ema_pseudo_dice": 0.5, "dice_a": 0.5}, 0.5
+    write = saver._write
+
+    def kill(name: str, content: dict[str, object]) -> None:
+        if name == "model.pt":
+            raise KeyboardInterrupt
+        write(name, content)
+
+    monkeypatch.setattr(saver, "_write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        saver._end_epoch(trainer)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    trainer.state.max_epochs, trainer.optimizer = 2, optimizer
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    restore_run(trainer, evaluator, net, schedule, str(tmp_path), True)  # type: ignore[arg-type]
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(best[name], value) for name, value in net.state_dict().items())
 
 
 def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from scripts.data.images import LoadCased, load_image
 from scripts.engines.prediction import BrokenCase, CaseDataset, SavePredictiond, _predict_one, input_cases
 from scripts.errors import UserError
+from scripts.provenance import Run, write_provenance
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -116,11 +117,51 @@ def test_endings(tmp_path: Path, source: str, target: str, probabilities: str) -
 
 
 def test_two_cases_never_share_a_prediction(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="would all be predicted into"):
+    with pytest.raises(UserError, match="would both be written into"):
         found(touch(tmp_path / "in", "a.jpg", "a.png"), 1)
     folder = touch(tmp_path / "same", "a.png")
-    with pytest.raises(UserError, match="would overwrite the images"):
+    with pytest.raises(UserError, match="would lie among the images"):
         input_cases(str(folder), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "clash"),
+    [
+        (["a.nii", "a.nii.gz"], "a_probabilities.nii.gz"),
+        (["a.mha", "a.mhd"], "a.mha"),
+        (["a.nii.gz", "a_probabilities.nii.gz"], "a_probabilities.nii.gz"),  # which a new prediction of a takes away
+        (["predictions.tif"], "predictions.json"),
+    ],
+)
+def test_all_names_are_checked_before_the_first_prediction(tmp_path: Path, names: list[str], clash: str) -> None:
+    folder = touch(tmp_path / "in", *names)
+    if names[0].endswith(".tif"):
+        (folder / "predictions.json").write_text('{"spacing": [1, 1]}')  # a TIFF's spacing goes along
+    with pytest.raises(UserError, match=f"would both be written into .*/{clash}"):
+        found(folder)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("beside", ["a_probabilities.nii.gz", "a.nii.gz"])
+def test_files_that_no_prediction_wrote_are_kept(tmp_path: Path, beside: str) -> None:
+    """Neither switch asks to lose the probabilities of someone else."""
+    folder, out = touch(tmp_path / "in", "a.nii.gz"), touch(tmp_path / "out", beside)
+    with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
+        found(folder)
+    if beside != "a.nii.gz":
+        with pytest.raises(UserError, match=r"a_probabilities\.nii\.gz would be replaced"):
+            input_cases(str(folder), str(out), skip_existing=True)
+        write_provenance(out, Run("model.pt", 0, None, ["a"]))  # the case was begun and its process killed
+        assert len(input_cases(str(folder), str(out), skip_existing=True)) == 1
+    assert len(input_cases(str(folder), str(out), overwrite=True)) == 1
+
+
+def test_a_name_from_another_program_leads_nowhere_else(tmp_path: Path) -> None:
+    image = MetaTensor(torch.zeros(1, 2, 2), meta={"filename_or_obj": "a.png"})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"the case name '\.\./a' leads to another folder"):
+        SavePredictiond(["pred"], str(tmp_path / "out"))({"image": image, "pred": image, "name": "../a"})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_broken_case_names_its_first_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .files import case_name, image_suffix, split_channel
+from .files import case_name, check_case_name, image_suffix, split_channel
 from .label_names import read_labels
 
 __all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "read_dataset"]
@@ -214,6 +214,8 @@ def _listed(folder: Path, content: Mapping[str, Any], file: Path) -> tuple[dict[
 
 
 def _sorted(cases: list[Case], file: Path) -> list[Case]:
+    for case in cases:
+        check_case_name(case["name"], file)
     twice = sorted(name for name, count in Counter(case["name"] for case in cases).items() if count > 1)
     if twice:
         raise UserError(f"{file} lists these cases more than once: {', '.join(twice[:10])}")

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from monai.data import Dataset
 from monai.transforms import Compose, Transform
 
 from ..command_line import as_typed, or_none
-from .files import case_name, replacing
+from .files import case_name, check_case_name, flush_file, flush_folder, replacing
 from .formats import tiff_spacing_file
+from .leftovers import temporary_beside
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
@@ -125,7 +125,9 @@ class PreparedDataset(Dataset):
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
         case = self.data[index]
-        return case.get("name") or case_name(_paths(case["image"])[0]), source_files(case)
+        name = case.get("name") or case_name(_paths(case["image"])[0])
+        check_case_name(name)
+        return name, source_files(case)
 
     def _index_file(self, name: str, files: Sequence[Path]) -> Path:
         return self.cache_dir / "files" / f"{name}-{_digest(json.dumps(list(map(str, files))).encode())}.json"
@@ -138,16 +140,23 @@ class PreparedDataset(Dataset):
 
     def _write(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         settings = self.folder / "settings.json"
-        temporary = self.folder / f".{uuid.uuid4().hex}.part"
+        temporary = temporary_beside(folder, folder=True)
         temporary.mkdir(parents=True)
         try:
             if not settings.exists():
                 with replacing(settings) as file:
-                    file.write_text(json.dumps(self.settings, indent=2) + "\n")
+                    file.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             for key, array in arrays.items():
                 np.save(temporary / f"{key}.npy", array)
-            with contextlib.suppress(OSError):  # another process was faster
+            for file in temporary.iterdir():
+                flush_file(file)
+            flush_folder(temporary)
+            try:
                 temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+            flush_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from ignite.engine import Engine, Events
 
 from ..command_line import as_flag, as_typed, differing
 from ..data.files import replacing
+from ..data.layouts import case_files
+from ..data.leftovers import remove_leftovers
+from ..data.outputs import check_output_folder, open_folder, refuse_foreign
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
 
@@ -29,8 +32,10 @@ __all__ = [
     "run_to_end",
 ]
 
+BEST = "model.pt"
 CHECKPOINT = "checkpoint.pt"
 FINAL = "model_final.pt"
+LOG = "training.log"
 SETTINGS = "settings.json"
 logger = logging.getLogger("lightm_unet")
 
@@ -38,8 +43,10 @@ logger = logging.getLogger("lightm_unet")
 class SaveCheckpoints:
     """Write model.pt whenever the EMA pseudo-Dice rises, checkpoint.pt after every epoch, model_final.pt last.
 
-    Only the main process writes; each file is written whole and then renamed. Comes after the
-    ValidationHandler among the trainer's handlers, so that an epoch's scores are there when it is saved.
+    Only the main process writes; each file is written whole and then renamed. checkpoint.pt comes before the model.pt
+    of the same epoch, so that a model.pt alone is no interrupted run's and never replaced; resuming writes the one that
+    is missing (see restore_run). Comes after the ValidationHandler among the trainer's handlers, so that an epoch's
+    scores are there when it is saved.
 
     Args:
         output_dir: the run's folder.
@@ -69,22 +76,24 @@ class SaveCheckpoints:
         engine.add_event_handler(Events.COMPLETED, self._end_run)
 
     def _end_epoch(self, trainer: Engine) -> None:
-        if self.evaluator.state.epoch == trainer.state.epoch:
-            self._keep_best(trainer)
+        best = self.evaluator.state.epoch == trainer.state.epoch and self._is_best(trainer)
         self._write(CHECKPOINT, self._everything(trainer))
+        if best:
+            self._write(BEST, self._weights())
 
-    def _keep_best(self, trainer: Engine) -> None:
+    def _is_best(self, trainer: Engine) -> bool:
+        """Whether the epoch is the best so far; if so, its scores are kept."""
         metrics, best = self.evaluator.state.metrics, trainer.state.best_scores
         score = metrics["ema_pseudo_dice"]
         # As long as no class was there to be scored (NaN), the latest epoch counts as the best.
         if best is not None and not (score > best["ema_pseudo_dice"] or math.isnan(best["ema_pseudo_dice"])):
-            return
+            return False
         trainer.state.best_scores = {
             "epoch": trainer.state.epoch,
             "ema_pseudo_dice": score,
             "dice": {name: metrics[f"dice_{name}"] for name in self.labels},
         }
-        self._write("model.pt", self._weights())
+        return True
 
     def _everything(self, trainer: Engine) -> dict[str, Any]:
         return {
@@ -100,28 +109,51 @@ class SaveCheckpoints:
         self._write(FINAL, self._weights())
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """On the CPU, so that they load where there is no GPU."""
-        return {name: value.cpu() for name, value in self.network.state_dict().items()}
+        return _on_cpu(self.network.state_dict())
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        if is_main_process():
-            with replacing(self.output_dir / name) as temporary:
-                torch.save(content, temporary)
+        _save(self.output_dir / name, content)
 
 
-def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -> None:
+def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that load where there is no GPU."""
+    return {name: value.cpu() for name, value in state.items()}
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    if is_main_process():
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+
+
+def open_run(
+    output_dir: str,
+    resume: bool | str,
+    settings: Mapping[str, Any],
+    cache_dir: str | None = None,
+    cases: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Make the run's folder and its log file, before anything is written into it.
 
     Args:
         output_dir: the run's folder.
         resume: whether to continue the run that is there.
         settings: what a resumed run must share with the old one, kept in settings.json.
+        cache_dir: where prepared cases will be kept.
+        cases: what is trained on, [{"image": path or paths, "label": path}, …]: nothing is written among these files.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is false, or the other way round; it cannot be
-            written; another process trains in it; or the old run had other settings.
+        UserError: the folder holds a run and ``resume`` is false, or the other way round; it holds files that a run
+            would replace; nothing may be written there (see data/outputs.py); another process trains in it; or the
+            old run had other settings.
     """
-    folder = Path(str(output_dir))  # a command line hands on a number where it is called 2024
+    inputs = [file for case in cases for file in case_files(case)]
+    folder = check_output_folder(output_dir, "--output_dir", inputs)
+    if cache_dir is not None:
+        cache = check_output_folder(cache_dir, "--cache_dir", inputs)
+        if cache.resolve() == folder.resolve():
+            raise UserError(f"--cache_dir {cache} is the run's own folder, and a cache may be deleted: give another")
+        remove_leftovers(cache, within=True)
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
     if not resume and (checkpoint.exists() or (folder / FINAL).exists()):
@@ -134,7 +166,18 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
     settings = as_typed(json.loads(json.dumps(settings)))
     if resume:
         _check_settings(folder / SETTINGS, settings)
+    elif is_main_process():  # the others see what it makes
+        refuse_foreign([folder / name for name in _not_ours(folder)], "--output_dir")
     _make_folder(folder, settings)
+
+
+def _not_ours(folder: Path) -> list[str]:
+    """Files that a new run would replace, or write on in, and that no run that was killed in its first epoch left.
+
+    Such a run has made training.log first, empty, and settings.json next; it had no weights yet.
+    """
+    started = (folder / LOG).is_file() and ((folder / SETTINGS).is_file() or not (folder / LOG).stat().st_size)
+    return [BEST] if started else [BEST, LOG, SETTINGS, "cases.json", "log.jsonl"]
 
 
 def run_to_end(trainer: Engine) -> None:
@@ -158,7 +201,7 @@ def restore_run(
     The optimiser's moments, the epoch, the iteration, the best score and its moving average come from
     checkpoint.pt. Learning rate and number of epochs come from the config, so that both can be changed:
     the schedule is what it would have been at this epoch. Random numbers need nothing, they are a function of
-    seed and epoch.
+    seed and epoch. model.pt is written again if the run was stopped between its checkpoint.pt and it.
 
     Raises:
         UserError: the run is complete, or its checkpoint does not fit. A run that was stopped between its last
@@ -241,12 +284,12 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     if not is_main_process():
         return
     _close_log()  # of an earlier run in this process that failed before it trained
+    open_folder(folder, "--output_dir")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log_file = logging.FileHandler(folder / "training.log")
+        log_file = logging.FileHandler(folder / LOG, encoding="utf-8")
         _claim(folder, log_file)
         with replacing(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write to the output folder {folder}: {error.strerror}; give another --output_dir"
@@ -303,6 +346,8 @@ def _restore(
             f"bundle or of the config; finish it with those, or start another run with --pretrained {path}"
         ) from error
     evaluator.state.ema_pseudo_dice = saved["ema_pseudo_dice"]
+    if saved["best_scores"] and saved["best_scores"]["epoch"] == epoch:
+        _save(path.with_name(BEST), _on_cpu(saved["network"]))
 
     def at_start(engine: Engine) -> None:  # only here has the trainer its scaler, and not yet its first epoch
         engine.state.epoch = epoch

@@ -14,35 +14,57 @@ from monai.data import decollate_batch
 from ..command_line import or_none
 from ..data.files import case_name
 from ..data.images import first_file
+from ..data.layouts import case_files
+from ..data.outputs import check_output_folder, open_folder, refuse_foreign
 from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
+from ..provenance import predicted_cases
+from .prediction import check_outputs, outputs_of
 
 __all__ = ["SaveScores", "check_evaluation_dir"]
 
 logger = logging.getLogger("lightm_unet")
 
 
-def check_evaluation_dir(evaluation_dir: str, cases: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse a folder with scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv
-    and metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more,
-    may be evaluated again.
+def check_evaluation_dir(
+    evaluation_dir: str, cases: Iterable[Mapping[str, Any]], predictions_dir: str | None = None
+) -> None:
+    """Refuse folders where an evaluation would lose something: see data/outputs.py; files of the same names that no
+    evaluation wrote; and scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv and
+    metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more, may be
+    evaluated again. The folders are made.
 
     Args:
-        cases: those this process evaluates, [{"name", "image": path or paths, …}, …].
+        cases: those this process evaluates, [{"name", "image": path or paths, "label": path}, …].
+        predictions_dir: where the predictions go.
 
     Raises:
-        UserError: says how many scores would be lost, and of which cases.
+        UserError: says what would be lost, with the number of scores and their cases.
     """
-    evaluated = gather_objects([case.get("name") or case_name(first_file(case["image"])) for case in cases])
-    left_out = sorted(_scored_cases(Path(str(evaluation_dir)) / "metrics.json").difference(evaluated))
+    cases = [{**case, "name": case.get("name") or case_name(first_file(case["image"]))} for case in cases]
+    everything = gather_objects(cases)
+    inputs = [file for case in everything for file in case_files(case)]
+    folder = check_output_folder(evaluation_dir, "--evaluation_dir", inputs)
+    scored = _scored_cases(folder / "metrics.json")
+    left_out = sorted(scored.difference(case["name"] for case in everything))
     if left_out:
         shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
         raise UserError(
             f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out ({shown}) and "
             "that would be lost: give another --evaluation_dir, or move it away"
         )
+    if not scored and is_main_process():
+        refuse_foreign([folder / name for name in ("metrics.csv", "metrics.json")], "--evaluation_dir")
+    if predictions_dir is not None:
+        predictions = check_output_folder(predictions_dir, "--predictions_dir", inputs)
+        check_outputs(everything, predictions)
+        known = predicted_cases(predictions)
+        others = [case for case in cases if case["name"] not in known]
+        refuse_foreign([file for case in others for file in outputs_of(case, predictions)], "--predictions_dir")
+        open_folder(predictions, "--predictions_dir")
+    open_folder(folder, "--evaluation_dir")
 
 
 def _scored_cases(metrics: Path) -> set[str]:
@@ -87,12 +109,7 @@ class SaveScores:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.output_dir}: {error.strerror}; give another --output_dir"
-            ) from error
+        self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _score(self, engine: Engine) -> None:
         outputs, batches = (

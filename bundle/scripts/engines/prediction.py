@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,33 @@ from ..command_line import as_flag
 from ..data.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
+    TIFF_SUFFIXES,
     case_name,
+    file_of_case,
     folders_with_images,
     image_suffix,
     list_images,
     prediction_suffix,
     split_channel,
 )
+from ..data.formats import tiff_spacing_file
 from ..data.images import first_file, save_label_map, save_probabilities
 from ..data.layouts import case_files
+from ..data.outputs import check_names, check_output_folder, open_folder, refuse_foreign
 from ..distributed import is_main_process, shard
 from ..errors import UserError, find_user_error, in_one_line
+from ..provenance import PREDICTIONS, predicted_cases
 
-__all__ = ["BrokenCase", "CaseDataset", "SavePredictiond", "collate", "input_cases", "predict"]
+__all__ = [
+    "BrokenCase",
+    "CaseDataset",
+    "SavePredictiond",
+    "check_outputs",
+    "collate",
+    "input_cases",
+    "outputs_of",
+    "predict",
+]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -56,29 +69,33 @@ def input_cases(
         in_channels: channels that the network takes.
 
     Raises:
-        UserError: no input; a case lacks channels, or the input is one of its files; two inputs or an input and an
-            output would be one file; predictions are there and neither switch is set; the output folder cannot be
-            written.
+        UserError: no input; a case lacks channels, or the input is one of its files; two outputs would be one file;
+            predictions are there and neither switch is set; nothing may be written there (data/outputs.py).
     """
     if not input_dir:
         raise UserError("give the image or the folder of images to predict with --input_dir")
     _check_whole_case(Path(str(input_dir)), in_channels)
     # A command line hands on a number where a folder is called 2024.
-    cases, folder = group_channels(list_images(str(input_dir)), in_channels), Path(str(output_dir))
+    cases = group_channels(list_images(str(input_dir)), in_channels)
+    folder = check_output_folder(output_dir, "--output_dir", [path for case in cases for path in case_files(case)])
     if deeper := folders_with_images(str(input_dir)):
         logger.warning(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}")
-    _check_names(cases, folder)
+    check_outputs(cases, folder)
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
+    touched = [case for case in cases if any(file.exists() for file in outputs_of(case, folder))]
     if as_flag(skip_existing, "skip_existing"):
         logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
         cases = [case for case in cases if case not in existing]
-    elif existing and not as_flag(overwrite, "overwrite"):
+        known = predicted_cases(folder)
+        others = [case for case in cases if case["name"] not in known]
+        refuse_foreign([file for case in others for file in outputs_of(case, folder)], "--output_dir")
+    elif touched and not as_flag(overwrite, "overwrite"):
         raise UserError(
-            f"{folder} already holds predictions of {len(existing)} of these {len(cases)} images: add "
+            f"{folder} already holds predictions of {len(touched)} of these {len(cases)} images: add "
             "--skip_existing true, --overwrite true, or another --output_dir"
         )
-    _make_folder(folder)
+    open_folder(folder, "--output_dir")
     return cases
 
 
@@ -111,7 +128,26 @@ def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, A
 
 def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
     """Where a case's prediction goes: its own name, in its image's format (see prediction_suffix)."""
-    return Path(folder) / (case["name"] + prediction_suffix(first_file(case["image"])))
+    return file_of_case(folder, case["name"], prediction_suffix(first_file(case["image"])))
+
+
+def outputs_of(case: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Every file that predicting a case writes or takes away: the label map, its probabilities, a TIFF's spacing."""
+    target = output_path(case, folder)
+    files = [target, probabilities_path(target)]
+    if image_suffix(target) in TIFF_SUFFIXES and tiff_spacing_file(first_file(case["image"])).is_file():
+        files.append(target.with_name(f"{case['name']}.json"))
+    return files
+
+
+def check_outputs(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Refuse cases of which two, or one and the folder's record of predictions, would write one file.
+
+    Raises:
+        UserError: names the images and the file.
+    """
+    record = ("the record of the predictions", folder / PREDICTIONS)
+    check_names([*((first_file(case["image"]), file) for case in cases for file in outputs_of(case, folder)), record])
 
 
 class BrokenCase(dict):
@@ -214,26 +250,3 @@ def _check_whole_case(path: Path, in_channels: int) -> None:
     others = [path.with_name(f"{name}_{number:04d}{image_suffix(path)}") for number in range(in_channels)]
     if path.is_file() and channel is not None and any(other != path and other.is_file() for other in others):
         raise UserError(f"{path} is one of {in_channels} channels of {name}: give their folder with --input_dir")
-
-
-def _check_names(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    outputs = [output_path(case, folder) for case in cases]
-    twice = [path for path, count in Counter(outputs).items() if count > 1]
-    if twice:
-        clash = ", ".join(first_file(case["image"]) for case, path in zip(cases, outputs) if path == twice[0])
-        raise UserError(f"{clash} would all be predicted into {twice[0]}: rename them or predict them apart")
-    inputs = {Path(path).resolve() for case in cases for path in case_files(case)}
-    if inputs & {path.resolve() for path in outputs}:
-        raise UserError(f"the predictions would overwrite the images in {folder}: give another --output_dir")
-    if folder.resolve() in {path.parent for path in inputs}:
-        raise UserError(f"the predictions would lie among the images in {folder}: give another --output_dir")
-
-
-def _make_folder(folder: Path) -> None:
-    probe = folder / ".write_test"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; give another --output_dir") from error
