@@ -67,7 +67,7 @@ def test_places_that_are_refused(data: Path, folder: str, reason: str) -> None:
     assert "\n" not in str(caught.value) and sorted(data.rglob("*")) == before
 
 
-@pytest.mark.parametrize("folder", ["", " ", None, "~/out"])
+@pytest.mark.parametrize("folder", ["", " ", None, "null", "~/out"])
 def test_no_place_at_all_is_refused(folder: str | None) -> None:
     with pytest.raises(UserError, match="--output_dir"):
         check_output_folder(folder, "--output_dir")
