@@ -105,9 +105,9 @@ def test_nothing_goes_among_the_inputs(data: Path) -> None:
     touch(data / "store/b.png")
     (data / "in/b.png").symlink_to(data / "store/b.png")
     for folder in ("in", "store", "in/../store"):
-        with pytest.raises(UserError, match="would lie among the images"):
+        with pytest.raises(UserError, match="would lie among images"):
             check_output_folder(data / folder, "--output_dir", [data / "in/a.png", data / "in/b.png"])
-    with pytest.raises(UserError, match="would lie among the images"):
+    with pytest.raises(UserError, match="would lie among images"):
         check_output_folder(data / "store", "--output_dir", [data / "store"])
     check_output_folder(data / "in/out", "--output_dir", [data / "in/a.png"])
     check_output_folder(data, "--output_dir", [data / "in/a.png"])

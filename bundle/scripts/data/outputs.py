@@ -44,7 +44,7 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
         raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
     if place in _input_folders(inputs):
         raise UserError(
-            f"{option} {folder}: what is written would lie among the images or labels that are read: give another folder"
+            f"{option} {folder}: what is written would lie among images or labels that are read: give another folder"
         )
     _check_place(place, folder, option)
     if place == MODELS or (place.parent == MODELS and _ships_weights(place)):
