@@ -74,7 +74,8 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     _check_each_case_once(rows)
     predictions = check_output_folder(output_dir, "--output_dir") / "predictions"
     _refuse_to_lose(output_dir)
-    open_folder(predictions, "--output_dir")
+    for folder in (output_dir, predictions):
+        open_folder(folder, "--output_dir")
     _start_anew(predictions, folds)
     for fold in folds:
         _copy_predictions(fold.evaluation / "predictions", predictions, {row["case"] for row in fold.scores()})

@@ -285,6 +285,7 @@ def run_demo(output_dir: Path, bundle_root: Path) -> None:
             [figure, *(prediction_dir / f"hippocampus_{side}.nii.gz" for side in hippocampus_boxes())], "--output_dir"
         )
     template = load_template()
+    open_folder(output_dir, "--output_dir")
     inputs = write_inputs(template, input_dir)
     run_inference(bundle_root, input_dir, prediction_dir)
 

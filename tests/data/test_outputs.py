@@ -67,7 +67,7 @@ def test_places_that_are_refused(data: Path, folder: str, reason: str) -> None:
     assert "\n" not in str(caught.value) and sorted(data.rglob("*")) == before
 
 
-@pytest.mark.parametrize("folder", ["", " ", None, "~/out"])
+@pytest.mark.parametrize("folder", ["", " ", None, "null", "~/out"])
 def test_no_place_at_all_is_refused(folder: str | None) -> None:
     with pytest.raises(UserError, match="--output_dir"):
         check_output_folder(folder, "--output_dir")
@@ -105,9 +105,9 @@ def test_nothing_goes_among_the_inputs(data: Path) -> None:
     touch(data / "store/b.png")
     (data / "in/b.png").symlink_to(data / "store/b.png")
     for folder in ("in", "store", "in/../store"):
-        with pytest.raises(UserError, match="would lie among the images"):
+        with pytest.raises(UserError, match="would lie among images"):
             check_output_folder(data / folder, "--output_dir", [data / "in/a.png", data / "in/b.png"])
-    with pytest.raises(UserError, match="would lie among the images"):
+    with pytest.raises(UserError, match="would lie among images"):
         check_output_folder(data / "store", "--output_dir", [data / "store"])
     check_output_folder(data / "in/out", "--output_dir", [data / "in/a.png"])
     check_output_folder(data, "--output_dir", [data / "in/a.png"])

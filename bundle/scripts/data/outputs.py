@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..command_line import or_none
 from ..errors import UserError
 from .files import image_suffix
 from .leftovers import remove_leftovers, temporary_beside
@@ -42,7 +43,9 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
     if not existing.is_dir():
         raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
     if place in _input_folders(inputs):
-        raise UserError(f"{option} {folder}: what is written would lie among the images that are read: give another")
+        raise UserError(
+            f"{option} {folder}: what is written would lie among images or labels that are read: give another folder"
+        )
     _check_place(place, folder, option)
     if place == MODELS or (place.parent == MODELS and _ships_weights(place)):
         raise UserError(f"{option} {folder} holds the weights that come with the bundle: give another folder")
@@ -125,8 +128,8 @@ def refuse_foreign(files: Iterable[Path], option: str) -> None:
 
 def _resolved(path: Any, option: str) -> Path:
     """The place that is meant, whatever links and ``..`` lead to it."""
-    text = "" if path is None else str(path)
-    if not text.strip():
+    text = str(path)
+    if or_none(path) is None or not text.strip():
         raise UserError(f"{option} names nothing: give a path")
     if "::" in text and not os.path.lexists(text):
         raise UserError(f"{option} {text}: MONAI reads # in a path as ::, so give a path without #")
