@@ -6,36 +6,33 @@ NIfTI through nibabel, NRRD and MetaImage through SimpleITK, TIFF through tifffi
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 import tifffile
-from numpy.lib.recfunctions import structured_to_unstructured
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
 
 from ..errors import UserError
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
 from .geometry import placement_conflict
+from .itk import read_itk
+from .nifti import read_nifti
+from .pictures import plain_mode, read_picture
+from .streams import Unreadable
 
 __all__ = [
     "RawImage",
     "channel_conflicts",
     "drop_slice_axis",
-    "itk_affine",
-    "itk_header",
     "planar",
     "read_raw",
     "tiff_spacing_file",
 ]
 
-# What Pillow's other modes become; L, RGB, I;16, I and F are read as they are.
-_PICTURE_MODES = {"1": "L", "LA": "L", "La": "L"} | dict.fromkeys(
-    ["P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"], "RGB"
-)
+DAMAGED = (zlib.error, EOFError)  # and OSError from gzip and bzip2: what a stream says that does not fit its checksum
 
 
 @dataclass
@@ -71,13 +68,13 @@ def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawIm
     suffix = image_suffix(path)
     try:
         if suffix in NIFTI_SUFFIXES:
-            raw = _read_nifti(path)
+            raw = RawImage(*read_nifti(path))
         elif suffix in ITK_SUFFIXES:
-            raw = _read_itk(path)
+            raw = RawImage(*read_itk(path))
         elif suffix in TIFF_SUFFIXES:
             raw = _read_tiff(path, label)
         else:
-            raw = RawImage(_read_picture(path, label), None)
+            raw = RawImage(read_picture(path, label), None)
     except Exception as error:  # each library has its own errors for a broken file
         raise UserError(f"{path} cannot be read as an image: {_root_cause(error)}") from error
     if raw.array.dtype.kind == "c":
@@ -121,57 +118,8 @@ def tiff_spacing_file(path: str | Path) -> Path:
     return Path(path).with_name(f"{split_channel(path)[0]}.json")
 
 
-def itk_header(path: str | Path) -> sitk.ImageFileReader:
-    """What SimpleITK knows of a NRRD or MetaImage file without its voxels."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(_itk_format(path))
-    reader.ReadImageInformation()
-    return reader
-
-
-def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """Affine in nibabel's convention (RAS) of an image of SimpleITK (LPS)."""
-    whole = image.GetDimension()
-    dims = min(whole, 3)
-    affine = np.eye(4)
-    directions = np.reshape(image.GetDirection(), (whole, whole))[:dims, :dims]
-    affine[:dims, :dims] = directions * np.asarray(image.GetSpacing())[:dims]
-    affine[:dims, 3] = image.GetOrigin()[:dims]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-
-
-def _itk_format(path: str | Path) -> str:
-    """SimpleITK's name of the format; by itself it does not know .MHA and .MHD in upper case."""
-    return "NrrdImageIO" if image_suffix(path) in (".nrrd", ".nhdr") else "MetaImageIO"
-
-
 def _is_grey(array: np.ndarray) -> bool:
     return len(array) == 3 and all((channel == array[0]).all() for channel in array)
-
-
-def _read_nifti(path: Path) -> RawImage:
-    image = nib.load(path)
-    stored = image.dataobj
-    unscaled = (stored.slope, stored.inter) == (1, 0)
-    array = np.asanyarray(stored) if unscaled else image.get_fdata(dtype=np.float32, caching="unchanged")
-    if array.dtype.names:  # RGB24
-        array = structured_to_unstructured(array)
-    if array.ndim == 5 and array.shape[3] == 1:  # vectors stand on the fifth axis, behind time
-        array = array[:, :, :, 0]
-    array = np.moveaxis(array, -1, 0) if array.ndim > 3 else array[None]
-    return RawImage(array, np.asarray(image.affine, dtype=float))
-
-
-def _read_itk(path: Path) -> RawImage:
-    image = sitk.ReadImage(str(path), imageIO=_itk_format(path))
-    array = sitk.GetArrayFromImage(image)  # (z, y, x) or (z, y, x, components)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    elif image.GetDimension() <= 3:
-        array = array[None]
-    # else a 4D image, whose last axis (SimpleITK's first in the array) are the channels
-    return RawImage(array.transpose(0, *range(array.ndim - 1, 0, -1)), itk_affine(image))
 
 
 def _read_tiff(path: Path, label: bool) -> RawImage:
@@ -218,27 +166,17 @@ def _tiff_array(path: Path, label: bool) -> tuple[np.ndarray, str]:
 
 def _tiff_through_pillow(path: Path) -> tuple[np.ndarray, str]:
     with Image.open(path) as image:
-        frames = [_plain_mode(frame) for frame in ImageSequence.Iterator(image)]
+        frames = [plain_mode(frame) for frame in ImageSequence.Iterator(image)]
     axes = "YX" if frames[0].ndim == 2 else "YXS"
     return (frames[0], axes) if len(frames) == 1 else (np.stack(frames), "Z" + axes)
-
-
-def _read_picture(path: Path, label: bool) -> np.ndarray:
-    with Image.open(path) as stored:
-        image = ImageOps.exif_transpose(stored)  # as cameras and scanners mean it, and viewers show it
-        if label and image.mode in ("P", "1"):
-            return np.asarray(image).astype(np.uint8)[None]
-        array = _plain_mode(image)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _plain_mode(image: Image.Image) -> np.ndarray:
-    mode = _PICTURE_MODES.get(image.mode, image.mode)
-    return np.asarray(image if mode == image.mode else image.convert(mode))
 
 
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
+    if isinstance(error, Unreadable):
+        return str(error)
+    if isinstance(error, DAMAGED) or (isinstance(error, OSError) and error.errno is None and not error.filename):
+        return f"it is damaged ({error}): copy or export it again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"  # SimpleITK's reason stands last

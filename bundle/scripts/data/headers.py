@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel as nib
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, image_suffix
-from .formats import itk_affine, itk_header, read_raw
+from .formats import read_raw
 from .geometry import spacing_of, to_ras
+from .itk import itk_affine, itk_header
+from .pictures import open_picture
 
 __all__ = ["read_header"]
 
@@ -32,7 +34,7 @@ def read_header(path: str | Path) -> Header | None:
             raw = read_raw(path)
             shape = list(raw.array.shape[1:])
             return (shape, None, len(raw.array)) if raw.affine is None else _volume(shape, raw.affine, len(raw.array))
-        with Image.open(path) as picture:
+        with open_picture(Path(path)) as picture:
             shape = [picture.height, picture.width]
             lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return shape[::-1] if lies_on_its_side else shape, None, len(picture.getbands())

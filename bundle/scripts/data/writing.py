@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, case_name, image_suffix, replacing
-from .formats import itk_header, read_raw, tiff_spacing_file
+from .formats import read_raw, tiff_spacing_file
+from .itk import itk_geometry, itk_header
 
 __all__ = ["copy_tiff_spacing", "write_like"]
 
@@ -58,14 +59,14 @@ def _write_nifti(path: Path, array: np.ndarray, like: str | Path, channels: bool
 
 def _write_itk(path: Path, array: np.ndarray, like: str | Path, channels: bool) -> None:
     header = itk_header(like)
-    whole = header.GetDimension()
-    dims = min(whole, 3)
+    geometry = itk_geometry(header)
+    dims = len(geometry.spacing)
     array = _in_shape(array, header.GetSize()[:dims], channels)
     array = np.moveaxis(array, 0, -1).transpose(*range(dims - 1, -1, -1), dims) if channels else array.transpose()
     image = sitk.GetImageFromArray(array, isVector=channels)
-    image.SetSpacing(header.GetSpacing()[:dims])
-    image.SetOrigin(header.GetOrigin()[:dims])
-    image.SetDirection(np.reshape(header.GetDirection(), (whole, whole))[:dims, :dims].ravel().tolist())
+    image.SetSpacing(geometry.spacing.tolist())
+    image.SetOrigin(geometry.origin.tolist())
+    image.SetDirection(geometry.directions.ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
