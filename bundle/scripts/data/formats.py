@@ -5,23 +5,21 @@ NIfTI through nibabel, NRRD and MetaImage through SimpleITK, TIFF through tifffi
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image, ImageSequence
 
 from ..errors import UserError
-from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES, image_suffix, split_channel
+from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES, image_suffix
 from .geometry import placement_conflict
 from .itk import read_itk
 from .nifti import read_nifti
-from .pictures import plain_mode, read_picture
+from .pictures import read_picture
 from .streams import Unreadable
+from .tiff import read_tiff
 
 __all__ = [
     "RawImage",
@@ -29,7 +27,6 @@ __all__ = [
     "drop_slice_axis",
     "planar",
     "read_raw",
-    "tiff_spacing_file",
 ]
 
 DAMAGED = (zlib.error, EOFError)  # and OSError from gzip and bzip2: what a stream says that does not fit its checksum
@@ -72,7 +69,7 @@ def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawIm
         elif suffix in ITK_SUFFIXES:
             raw = RawImage(*read_itk(path))
         elif suffix in TIFF_SUFFIXES:
-            raw = _read_tiff(path, label)
+            raw = RawImage(*read_tiff(path, label))
         else:
             raw = RawImage(read_picture(path, label), None)
     except Exception as error:  # each library has its own errors for a broken file
@@ -113,62 +110,8 @@ def planar(array: np.ndarray, affine: np.ndarray | None, dims: int) -> tuple[np.
     return array.squeeze(axis - 3), None if affine is None else affine[:, columns]
 
 
-def tiff_spacing_file(path: str | Path) -> Path:
-    """nnU-Net's CASE.json beside CASE_0000.tif (or CASE.tif), which holds {"spacing": [one number an axis]}."""
-    return Path(path).with_name(f"{split_channel(path)[0]}.json")
-
-
 def _is_grey(array: np.ndarray) -> bool:
     return len(array) == 3 and all((channel == array[0]).all() for channel in array)
-
-
-def _read_tiff(path: Path, label: bool) -> RawImage:
-    array, axes = _tiff_array(path, label)
-    spacing = _tiff_spacing(path)
-    is_stack = spacing is not None and array.ndim == 3  # even one of 3 slices, which looks like RGB
-    channel = next((axes.index(axis) for axis in "SC" if axis in axes), None)
-    array = array[None] if is_stack or channel is None else np.moveaxis(array, channel, 0)
-    if array.ndim == 3:
-        return RawImage(array, None)
-    if spacing is None:
-        file = tiff_spacing_file(path).name
-        return RawImage(array, None, f"has no {file} with its spacing beside it: every axis counts as 1 mm")
-    return RawImage(array, np.diag([*spacing, 1.0]))
-
-
-def _tiff_spacing(path: Path) -> list[float] | None:
-    file = tiff_spacing_file(path)
-    content = json.loads(file.read_text()) if file.is_file() else None
-    spacing = content.get("spacing") if isinstance(content, dict) else None
-    if spacing is not None and not (len(spacing) == 3 and min(spacing) > 0):
-        raise ValueError(f"{file.name} must hold three positive numbers as spacing")
-    return spacing
-
-
-def _tiff_array(path: Path, label: bool) -> tuple[np.ndarray, str]:
-    """Pixels and axes ("YX", "YXS", "ZYX", …) of a TIFF's first series, without alpha; 0 is black in an image."""
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        page = series.keyframe
-        if page.compression not in (1, 8, 32946):  # neither raw nor deflate: tifffile would need imagecodecs
-            array, axes = _tiff_through_pillow(path)
-            inverted = array.dtype == np.uint8  # Pillow has done it, but not for 16 bits
-        else:
-            array, axes, inverted = series.asarray(), series.axes, False
-    white_is_zero = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu"
-    if white_is_zero and not label and not inverted:
-        array = np.invert(array)
-    has_alpha = "S" in axes and page.photometric == tifffile.PHOTOMETRIC.RGB and page.extrasamples
-    if has_alpha and _tiff_spacing(path) is None:
-        array = array.take(range(3), axes.index("S"))
-    return array, axes
-
-
-def _tiff_through_pillow(path: Path) -> tuple[np.ndarray, str]:
-    with Image.open(path) as image:
-        frames = [plain_mode(frame) for frame in ImageSequence.Iterator(image)]
-    axes = "YX" if frames[0].ndim == 2 else "YXS"
-    return (frames[0], axes) if len(frames) == 1 else (np.stack(frames), "Z" + axes)
 
 
 def _root_cause(error: BaseException) -> str:

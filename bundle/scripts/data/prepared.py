@@ -28,7 +28,7 @@ from monai.transforms import Compose, Transform
 
 from ..command_line import as_typed, or_none
 from .files import case_name, replacing
-from .formats import tiff_spacing_file
+from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 

@@ -14,9 +14,9 @@ import numpy as np
 __all__ = ["Unreadable", "check_claim", "check_rest", "open_stream", "read_exactly"]
 
 BLOCK = 1 << 20
-# What one byte can stand for at most: deflate's longest match is 258 bytes in two bits; LZW's codes of 12 bits grow to
-# 4 KB; bzip2 packs runs twice.
-LARGEST_RATIO = {"raw": 1, "gzip": 1032, "zlib": 1032, "lzw": 2800, "bzip2": 1_100_000}
+# Bytes that one byte can stand for at most: deflate's longest match is 258 bytes in two bits; LZW's codes of 12 bits
+# grow to 4 KB; bzip2 packs runs twice. Of the others ("other") more than the emptiest real images have.
+LARGEST_RATIO = {"raw": 1, "packbits": 64, "gzip": 1032, "zlib": 1032, "lzw": 2800, "other": 50_000, "bzip2": 1_100_000}
 
 
 class Unreadable(ValueError):

@@ -13,8 +13,9 @@ import tifffile
 from PIL import Image
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, case_name, image_suffix, replacing
-from .formats import read_raw, tiff_spacing_file
+from .formats import read_raw
 from .itk import itk_geometry, itk_header
+from .tiff import tiff_spacing_file
 
 __all__ = ["copy_tiff_spacing", "write_like"]
 
