@@ -15,7 +15,7 @@ COMPRESSIONS = {"raw": 1, "deflate": 8, "lzw": 5, "packbits": 32773, "group4": 4
 
 
 def pack_bits(numbers: np.ndarray, bits: int, order: str = "<") -> bytes:
-    """Rows of numbers (rows, count) as a TIFF holds them: whole bytes in the file's order, else the highest bit first."""
+    """Rows of numbers as a TIFF holds them: whole bytes in the file's order, else the highest bit first."""
     if bits % 8 == 0:
         return numbers.astype(numbers.dtype.newbyteorder(order)).tobytes()
     single = (numbers[..., None] >> np.arange(bits - 1, -1, -1)) & 1

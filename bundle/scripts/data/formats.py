@@ -62,6 +62,8 @@ def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawIm
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} cannot be read as an image: it is empty; copy or export it again")
     suffix = image_suffix(path)
     try:
         if suffix in NIFTI_SUFFIXES:
@@ -73,7 +75,7 @@ def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawIm
         else:
             raw = RawImage(read_picture(path, label), None)
     except Exception as error:  # each library has its own errors for a broken file
-        raise UserError(f"{path} cannot be read as an image: {_root_cause(error)}") from error
+        raise UserError(f"{path} cannot be read as an image: {_reason(error)}") from error
     if raw.array.dtype.kind == "c":
         raise UserError(f"{path} holds complex numbers: store its magnitude")
     if (label or grey) and suffix in TIFF_SUFFIXES + PICTURE_SUFFIXES and _is_grey(raw.array):
@@ -114,12 +116,13 @@ def _is_grey(array: np.ndarray) -> bool:
     return len(array) == 3 and all((channel == array[0]).all() for channel in array)
 
 
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
+def _reason(error: BaseException) -> str:
+    """Why a file cannot be read, in one line."""
+    while (inner := error.__cause__ or error.__context__) and not isinstance(error, Unreadable):
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if isinstance(error, Unreadable):
         return str(error)
-    if isinstance(error, DAMAGED) or (isinstance(error, OSError) and error.errno is None and not error.filename):
-        return f"it is damaged ({error}): copy or export it again"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"  # SimpleITK's reason stands last
+    if isinstance(error, DAMAGED) or (isinstance(error, OSError) and error.errno is None):
+        return f"it is damaged ({lines[0]}): copy or export it again"
+    return f"{type(error).__name__}: {lines[-1]}"  # SimpleITK's reason stands last

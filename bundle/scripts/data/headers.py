@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -27,7 +28,8 @@ def read_header(path: str | Path) -> Header | None:
     try:
         if suffix in NIFTI_SUFFIXES:
             image = nib.load(path)
-            return _volume(list(image.shape[:3]), image.affine, image.shape[3] if len(image.shape) > 3 else 1)
+            channels = math.prod(image.shape[3:]) * len(image.get_data_dtype().names or "1")  # RGB24 has three names
+            return _volume(list(image.shape[:3]), image.affine, channels)
         if suffix in ITK_SUFFIXES:
             return _itk(path)
         if suffix in TIFF_SUFFIXES:  # has no header apart from its pages
@@ -45,7 +47,7 @@ def read_header(path: str | Path) -> Header | None:
 def _itk(path: str | Path) -> Header:
     reader = itk_header(path)
     size = list(reader.GetSize())
-    channels = reader.GetNumberOfComponents() * (size[3] if len(size) > 3 else 1)
+    channels = reader.GetNumberOfComponents() * math.prod(size[3:])
     return _volume(size[:3], itk_affine(reader), channels)
 
 

@@ -63,7 +63,12 @@ def itk_header(path: str | Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(_itk_format(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        if "MetaImageIO" in str(error):  # it does not say why
+            raise Unreadable("SimpleITK cannot make sense of its header") from error
+        raise
     return reader
 
 
@@ -116,7 +121,7 @@ def _unpacked(stored: _Stored, header: sitk.ImageFileReader) -> np.ndarray | Non
     their size, and where they are compressed by their checksum."""
     size, components = header.GetSize(), header.GetNumberOfComponents()
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), header.GetPixelIDValue(), components)).dtype
-    if 0 in stored.sizes:
+    if min(stored.sizes, default=0) < 1:
         raise Unreadable(f"an axis has no voxels: its size is {stored.sizes}")
     part = math.prod(stored.sizes) * dtype.itemsize // len(stored.files)
     for path in stored.files:

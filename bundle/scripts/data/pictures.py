@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -65,7 +65,10 @@ def read_picture(path: Path, label: bool) -> np.ndarray:
 def open_picture(path: Path) -> Image.Image:
     """The picture, of whatever size, with its pixels still in the file."""
     magic = _magic(path)
-    return Image.open(path) if magic is None else _READERS[magic](path)
+    try:
+        return Image.open(path) if magic is None else _READERS[magic](path)
+    except UnidentifiedImageError as error:
+        raise Unreadable("it is no picture that Pillow knows") from error
 
 
 def plain_mode(image: Image.Image) -> np.ndarray:

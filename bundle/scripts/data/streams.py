@@ -100,6 +100,6 @@ def check_claim(claimed: int, path: Path, encoding: str = "raw", start: int = 0)
     Raises:
         Unreadable: they cannot lie in the file.
     """
-    stored = path.stat().st_size - start
-    if claimed > max(0, stored) * LARGEST_RATIO[encoding]:
+    stored = max(0, path.stat().st_size - start)
+    if claimed > stored * LARGEST_RATIO[encoding]:
         raise Unreadable(f"its header asks for {claimed} bytes of voxels, which {stored} bytes of file cannot hold")

@@ -16,7 +16,7 @@ from PIL import ImageSequence
 
 from .files import split_channel
 from .pictures import plain_mode
-from .streams import check_claim
+from .streams import Unreadable, check_claim
 from .tiff_pages import DEFLATE, LZW, PACKBITS, RAW, TiffPicture, can_unpack, unpacked_page
 
 __all__ = ["read_tiff", "tiff_spacing_file"]
@@ -34,6 +34,8 @@ def read_tiff(path: Path, label: bool) -> tuple[np.ndarray, np.ndarray | None, s
     has the numbers that are stored; of a single bit 1 is white.
     """
     spacing = _spacing(path)
+    if not _is_tiff(path):
+        raise Unreadable("it is no TIFF")
     with tifffile.TiffFile(path) as file:
         page = file.series[0].keyframe
         array, axes = _samples(path, file.series[0])
@@ -53,6 +55,11 @@ def read_tiff(path: Path, label: bool) -> tuple[np.ndarray, np.ndarray | None, s
 def tiff_spacing_file(path: str | Path) -> Path:
     """nnU-Net's CASE.json beside CASE_0000.tif (or CASE.tif), which holds {"spacing": [one number an axis]}."""
     return Path(path).with_name(f"{split_channel(path)[0]}.json")
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4)[:3] in (b"II*", b"II+", b"MM\0")
 
 
 def _spacing(path: Path) -> list[float] | None:
