@@ -163,9 +163,6 @@ def test_itk_headers_that_do_not_fit_their_file(tmp_path: Path, name: str) -> No
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-ONE_FILE = "sizes: {}\nendian: little\n".format(SIZE)
-
-
 @pytest.mark.parametrize(
     ("name", "header", "voxels"),
     [

@@ -24,8 +24,10 @@ from .tiff import read_tiff
 __all__ = [
     "RawImage",
     "channel_conflicts",
+    "columns_first",
     "drop_slice_axis",
     "planar",
+    "planar_axes",
     "read_raw",
 ]
 
@@ -37,9 +39,9 @@ class RawImage:
     """One file's content.
 
     Args:
-        array: (channels, *spatial) in the file's own type. Volumes in the voxel order of their file (x, y, z),
-            pictures as (rows, columns), TIFF stacks in their file's order (slices, rows, columns).
-        affine: 4x4, voxel index -> RAS millimetres; None where the file knows none (pictures, bare TIFF stacks).
+        array: (channels, *spatial) in the file's own type. Volumes in the voxel order of their file (x, y, z), TIFF
+            stacks in that of theirs (slices, rows, columns), 2D images of every format as (rows, columns).
+        affine: 4x4, index in the array -> RAS millimetres; None where the file knows none (pictures, bare TIFF stacks).
         warning: something the user should know about how the file was read.
     """
 
@@ -67,9 +69,9 @@ def read_raw(path: str | Path, label: bool = False, grey: bool = False) -> RawIm
     suffix = image_suffix(path)
     try:
         if suffix in NIFTI_SUFFIXES:
-            raw = RawImage(*read_nifti(path))
+            raw = RawImage(*_rows_first(*read_nifti(path)))
         elif suffix in ITK_SUFFIXES:
-            raw = RawImage(*read_itk(path))
+            raw = RawImage(*_rows_first(*read_itk(path)))
         elif suffix in TIFF_SUFFIXES:
             raw = RawImage(*read_tiff(path, label))
         else:
@@ -99,17 +101,44 @@ def drop_slice_axis(shape: Sequence[int]) -> int | None:
     return max((axis for axis, size in enumerate(shape) if size == 1), default=None) if len(shape) == 3 else None
 
 
-def planar(array: np.ndarray, affine: np.ndarray | None, dims: int) -> tuple[np.ndarray, np.ndarray | None]:
+def planar_axes(shape: Sequence[int], path: str | Path) -> list[int] | None:
+    """The axes of a volume of one slice that are rows and columns of a 2D image; None of anything else.
+
+    The file tells whether the volume lies as (x, y, z) or, a TIFF, as (slices, rows, columns).
+    """
+    axis = drop_slice_axis(shape)
+    if axis is None:
+        return None
+    axes = [other for other in range(3) if other != axis]
+    return axes[::-1] if columns_first(path) else axes
+
+
+def planar(
+    array: np.ndarray, affine: np.ndarray | None, dims: int, path: str | Path
+) -> tuple[np.ndarray, np.ndarray | None]:
     """A volume of one slice as a 2D image, the dropped axis last in its affine; everything else as it is.
 
     Args:
         array: (*spatial) or (channels, *spatial), with ``dims`` spatial axes.
+        path: its file.
     """
-    axis = drop_slice_axis(array.shape[-dims:])
-    if axis is None:
+    axes = planar_axes(array.shape[-dims:], path)
+    if axes is None:
         return array, affine
-    columns = [*(other for other in range(3) if other != axis), axis, 3]
-    return array.squeeze(axis - 3), None if affine is None else affine[:, columns]
+    (dropped,) = {0, 1, 2}.difference(axes)
+    flat = array.squeeze(dropped - 3)
+    flat = flat if axes == sorted(axes) else flat.swapaxes(-1, -2)
+    return flat, None if affine is None else affine[:, [*axes, dropped, 3]]
+
+
+def columns_first(path: str | Path) -> bool:
+    """Whether the format counts voxels as (x, y), along a row first; pictures and TIFF count (rows, columns)."""
+    return image_suffix(path) in NIFTI_SUFFIXES + ITK_SUFFIXES
+
+
+def _rows_first(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2D images of all formats reach a network alike."""
+    return (array.swapaxes(1, 2), affine[:, [1, 0, 2, 3]]) if array.ndim == 3 else (array, affine)
 
 
 def _is_grey(array: np.ndarray) -> bool:

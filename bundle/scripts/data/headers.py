@@ -20,7 +20,7 @@ Header = tuple[list[int], list[float] | None, int]
 
 
 def read_header(path: str | Path) -> Header | None:
-    """Shape and spacing in mm (RAS axis order; None for pictures) and the number of channels.
+    """Shape and spacing in mm (RAS axis order, of 2D images rows and columns; None for pictures), number of channels.
 
     None for a file that cannot be read: reading it whole tells why.
     """
@@ -53,5 +53,5 @@ def _itk(path: str | Path) -> Header:
 
 def _volume(shape: list[int], affine, channels: int) -> Header:
     if len(shape) < 3:
-        return shape, spacing_of(affine, len(shape)), channels
+        return shape[::-1], spacing_of(affine, len(shape))[::-1], channels
     return to_ras(affine, shape), to_ras(affine, spacing_of(affine)), channels

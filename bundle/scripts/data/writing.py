@@ -25,7 +25,7 @@ def write_like(path: Path, array: np.ndarray, like: str | Path, channels: bool =
 
     Args:
         path: where to write; its ending chooses the format, which is that of ``like`` or, for pictures, PNG.
-        array: in the shape of the image file; a one-slice volume may come without that axis.
+        array: in the shape of the image file; 2D images, and one-slice volumes without that axis, as (rows, columns).
         like: the image file whose affine and header are kept.
     """
     suffix = image_suffix(path)
@@ -49,7 +49,7 @@ def copy_tiff_spacing(path: Path, like: str | Path) -> None:
 
 def _write_nifti(path: Path, array: np.ndarray, like: str | Path, channels: bool) -> None:
     original = nib.load(like)
-    array = _in_shape(array, original.shape[:3], channels)
+    array = _in_shape(_columns_first(array, channels), original.shape[:3], channels)
     header = original.header.copy()
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
@@ -62,7 +62,7 @@ def _write_itk(path: Path, array: np.ndarray, like: str | Path, channels: bool) 
     header = itk_header(like)
     geometry = itk_geometry(header)
     dims = len(geometry.spacing)
-    array = _in_shape(array, header.GetSize()[:dims], channels)
+    array = _in_shape(_columns_first(array, channels), header.GetSize()[:dims], channels)
     array = np.moveaxis(array, 0, -1).transpose(*range(dims - 1, -1, -1), dims) if channels else array.transpose()
     image = sitk.GetImageFromArray(array, isVector=channels)
     image.SetSpacing(geometry.spacing.tolist())
@@ -75,6 +75,11 @@ def _write_tiff(path: Path, array: np.ndarray, like: str | Path) -> None:
     array = _in_shape(array, read_raw(like).array.shape[1:], channels=False)
     axes = "ZYX"[-array.ndim :]
     tifffile.imwrite(path, array, photometric="minisblack", compression="zlib", metadata={"axes": axes})
+
+
+def _columns_first(array: np.ndarray, channels: bool) -> np.ndarray:
+    """A 2D image (rows, columns) as NIfTI, NRRD and MetaImage hold it; everything else as it is."""
+    return array.swapaxes(-1, -2) if array.ndim - int(channels) == 2 else array
 
 
 def _in_shape(array: np.ndarray, shape: Sequence[int], channels: bool) -> np.ndarray:
