@@ -41,6 +41,8 @@ def _flat_axis(fingerprint: Mapping[str, Any]) -> int | None:
 
 def choose_slice_axis(plan: Plan, fingerprint: Mapping[str, Any], imported: NnUnetPlan | None) -> None:
     plan.overlay["slice_axis"] = None
+    if fingerprint["image_dims"] == 2:  # plans without it are of a time when some formats came as (columns, rows)
+        plan.overlay["rows_first"] = True
     if plan.overlay["spatial_dims"] == 3 or fingerprint["image_dims"] == 2:
         return
     flat = _flat_axis(fingerprint)

@@ -97,7 +97,7 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
         raise UserError(f"{path} has {len(raw.array)} channels, a label map has one")
     array, affine = raw.array[0], raw.affine
     if image_dims == 2:
-        array, affine = planar(array, affine, array.ndim)
+        array, affine = planar(array, affine, array.ndim, path)
     known = [0, *values]
     unknown = [value for value in _values_in(array) if value not in known]
     if unknown:

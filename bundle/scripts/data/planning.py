@@ -37,7 +37,7 @@ GPU_LENGTH, CPU_LENGTH = (100, 250), (20, 50)  # epochs, iterations an epoch
 SIDE = re.compile(r"(?<![a-z])(left|right|lt|rt|l|r)(?![a-z])", re.IGNORECASE)
 # The overlay's keys, as a person would want to read them.
 KEYS = (
-    "name dataset_dir spatial_dims slice_axis in_channels labels ignore_label regions spacing normalization "
+    "name dataset_dir spatial_dims slice_axis rows_first in_channels labels ignore_label regions spacing normalization "
     "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch "
     "val_interval weights"
 ).split()
@@ -87,7 +87,7 @@ def make_plan(
     plan.set(
         "weights", f"output/{name}/fold_{plan.fold}/model.pt", "what inference takes, until --checkpoint names others"
     )
-    plan.overlay = {key: plan.overlay[key] for key in KEYS}
+    plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
     return plan
 
 

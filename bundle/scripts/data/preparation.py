@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ..command_line import or_none
 from ..distributed import gather_objects, is_main_process, shard
 from ..errors import UserError, find_user_error
-from .formats import drop_slice_axis
+from .formats import planar_axes
 from .headers import read_header
+from .images import first_file
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size
 
@@ -116,9 +117,9 @@ def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | No
     if any(header is None for header in headers):
         return 0  # preparing will say why
     shape, old, _ = headers[0]
-    thin = drop_slice_axis(shape)
-    if thin is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
-        shape, old = (values and [*values[:thin], *values[thin + 1 :]] for values in (shape, old))
+    axes = planar_axes(shape, first_file(files))
+    if axes is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
+        shape, old = (values and [values[axis] for axis in axes] for values in (shape, old))
     size = resampled_size(shape, old, spacing) if spacing is not None and old is not None else shape
     channels = sum(header[2] for header in headers)
     return math.prod(size) * (2 * channels + 1)

@@ -27,8 +27,9 @@ from monai.transforms import Compose, Transform
 
 from ..command_line import as_typed, or_none
 from .files import case_name, check_case_name, flush_file, flush_folder, replacing
-from .formats import tiff_spacing_file
+from .formats import columns_first
 from .leftovers import temporary_beside
+from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
@@ -71,7 +72,7 @@ class PreparedDataset(Dataset):
         super().__init__(data, Compose(list(augment or [whole_case])))
         self.preprocessing = preprocessing
         self.slice_axis = or_none(slice_axis)
-        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(settings)))}
+        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(_relevant(settings, data))))}
         self.cache_dir = Path(cache_dir)
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
@@ -189,6 +190,13 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
         return np.zeros((1 + label.ndim, 0), np.int32)
     positions = np.unravel_index(np.concatenate(chosen), label.shape)
     return np.stack([np.concatenate(classes), *positions]).astype(np.int32)
+
+
+def _relevant(settings: Mapping[str, Any], data: Sequence[Case]) -> dict[str, Any]:
+    """Without how the axes of 2D files are read, where there are none to which this matters."""
+    files = [path for case in data for path in _paths(case["image"])]
+    matters = settings.get("spatial_dims") == 2 and or_none(settings.get("slice_axis")) is None
+    return {k: v for k, v in settings.items() if k != "rows_first" or (matters and any(map(columns_first, files)))}
 
 
 def _compact_image(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..command_line import as_flag, as_typed, differing
+from ..command_line import as_flag, as_typed, differing, or_none
 from ..data.files import replacing
 from ..data.layouts import case_files
 from ..data.leftovers import remove_leftovers
@@ -239,6 +239,12 @@ def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
         logger.warning(
             f"the weights {path} were trained with {'; '.join(changed)}: predictions may be wrong, unless that is what "
             "you want; the task overlay of their training is the safe choice"
+        )
+    is_2d = trained.get("spatial_dims") == 2 and or_none(trained.get("slice_axis")) is None
+    if is_2d and "rows_first" not in trained and preparation.get("rows_first"):
+        logger.warning(
+            f"the weights {path} are of a time when 2D NIfTI, NRRD and MetaImage files came with rows and columns "
+            "exchanged: if they learnt from such files, train anew"
         )
 
 
