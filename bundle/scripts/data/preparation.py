@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from ..command_line import or_none
 from ..distributed import gather_objects, is_main_process, shard
 from ..errors import UserError, find_user_error
+from .cache_check import NO_LIST, find_damage
 from .formats import drop_slice_axis
 from .headers import read_header
 from .prepared import PreparedDataset, source_files
@@ -37,7 +39,8 @@ def prepare_cases(
     spacing: Sequence[float | None] | None = None,
     num_workers: int = 0,
 ) -> None:
-    """Prepare every case of a run that is not yet on disk; each is checked on the way (see LoadCased).
+    """Prepare every case of a run that is not yet on disk, or no longer as it was written; each is checked on the way
+    (see LoadCased).
 
     Args:
         training: the same in every process; they share the work.
@@ -50,8 +53,10 @@ def prepare_cases(
             cannot be used, with the reasons.
     """
     everything = [(training, i) for i in range(len(training))]
-    mine = shard(everything) + [(validation, i) for i in range(len(validation))]
-    missing = [job for job in _unique(mine) if not job[0].is_prepared(job[1])]
+    mine = _unique(shard(everything) + [(validation, i) for i in range(len(validation))])
+    found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
+    whole = set(_look_through(found, num_workers))
+    missing = [job for job in mine if job not in whole]
     _check_space(missing, training.cache_dir, or_none(spacing))
     problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
     if problems:
@@ -59,7 +64,7 @@ def prepare_cases(
         raise UserError(f"{len(set(problems))} case(s) cannot be used:\n  {lines}")
     for dataset in (training, validation):
         for index in range(len(dataset)):
-            dataset.prepare(index)  # finds where the case is, so that no loader has to
+            dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
 
 
 class _Jobs(torch.utils.data.Dataset):
@@ -81,6 +86,21 @@ class _Jobs(torch.utils.data.Dataset):
                 raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
             return str(cause)
         return ""
+
+
+def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[Job]:
+    """The cases whose arrays are as they were written; what is wrong with the others is logged, one line a case."""
+    with ThreadPoolExecutor(max(1, int(num_workers))) as pool:  # digests leave Python's lock to the others
+        damages = pool.map(find_damage, [folder for _, folder in found])
+        bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
+        problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
+    older = sum(problem == NO_LIST for _, _, problem in problems)
+    if older:
+        logger.warning(f"{older} prepared case(s) {NO_LIST}, which tells whether they are whole, are prepared anew")
+    for _, folder, problem in problems:
+        if problem not in (None, NO_LIST):
+            logger.warning(f"the prepared case {folder} {problem}: it is prepared anew")
+    return [job for job, _, problem in problems if problem is None]
 
 
 def _prepare_all(jobs: Sequence[Job], num_workers: int) -> list[str]:
