@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -261,6 +262,17 @@ def test_a_folder_that_cannot_be_written(cases: list) -> None:
     cache = Path(cases[0]["image"]) / "cache"  # below a file
     with pytest.raises(UserError, match=r"cannot write to .*cache: .*--cache_dir"):
         prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+
+
+@pytest.mark.parametrize("full", ["No space left on device", "400 requested and 12 written"])
+def test_a_disk_that_gets_full(cases: list, tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(file: Path, array: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, full) if "space" in full else OSError(full)
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(UserError, match=r"cannot write to .*cache: (No space|.*the disk is full).*--cache_dir"):
+        prepare_cases(dataset_of(cases, tmp_path / "cache"), dataset_of([], tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.part*"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

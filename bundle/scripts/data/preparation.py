@@ -28,7 +28,11 @@ __all__ = ["prepare_cases"]
 
 PATIENCE = timedelta(days=7)  # for the slowest of several processes
 HEADROOM = 1.05
-_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR")}
+_DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EACCES", "EPERM", "EROFS", "ENOTDIR")
+    if hasattr(errno, name)
+}
 Job = tuple[PreparedDataset, int]
 logger = logging.getLogger("lightm_unet")
 
@@ -153,9 +157,12 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
     """What the system says if the folder cannot be written or is full."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    if error is None or error.errno not in _DISK_ERRORS:
+    if error is None:
         return None
-    return UserError(f"cannot write to {cache_dir}: {error.strerror}; choose another place with --cache_dir")
+    reason = error.strerror if error.errno in _DISK_ERRORS else None
+    if error.errno is None and " requested and " in str(error):  # NumPy's words, which keep the system's to itself
+        reason = "not everything could be written, the disk is full or files may not grow so large"
+    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir") if reason else None
 
 
 def _existing(folder: Path) -> Path:
