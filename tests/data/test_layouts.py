@@ -118,6 +118,9 @@ def test_names_that_configs_would_misread(name: str) -> None:
         ({"a": True}, '"a" must have an integer'),
         ({"background": 0, "a": [0, 1]}, 'the region "a" holds 0, the background'),
         (["a"], '"labels" must be an object'),
+        ({"a": 2**31}, '"a" has the value 2147483648, the largest that can be used is 65535'),
+        ({"a": 1, "ignore": 70_000}, '"ignore" has the value 70000'),
+        ({f"nucleus {i}": i for i in range(1, 65_000)}, "has 64999 labels, a network can learn 1000"),
     ],
 )
 def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:

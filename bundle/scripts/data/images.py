@@ -15,7 +15,7 @@ from ..errors import UserError
 from .files import replacing
 from .formats import RawImage, channel_conflicts, planar, read_raw
 from .geometry import affine_problem, grid_conflict
-from .label_names import listed
+from .label_names import listed, undeclared_hint
 from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
@@ -83,7 +83,8 @@ class LoadCased(MapTransform):
             raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
         undeclared = sorted(set(torch.unique(label).tolist()) - self.values)
         if undeclared:
-            raise UserError(f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}")
+            what = f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}"
+            raise UserError(what + undeclared_hint(undeclared, path))
 
 
 def first_file(image: str | Path | Sequence[str | Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,15 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..workers import default_workers
 from .case_report import CaseReport, Problem, examine_case
 from .files import image_suffix
 from .formats import drop_slice_axis
+from .geometry import LARGEST_STEP, spacing_of, to_ras
 from .layouts import DatasetDescription, case_files, read_dataset
 
 __all__ = ["CaseReport", "DatasetReport", "Problem", "check_dataset", "examine_case", "problem_lines"]
+
+MOST_NAMES = 20  # of files with one problem, in a line
+VOXELS = re.compile(r" in \d+ voxel\(s\)")  # by which alone files with one problem may differ
 
 
 @dataclass
@@ -73,13 +79,16 @@ def check_dataset(dataset_dir: str | Path, workers: int | None = None, progress:
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
     """One line a problem; files with the same problem share one, so that nothing drowns."""
-    files: dict[str, list[str]] = defaultdict(list)
+    alike: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
-        files[problem.message].append(problem.file)
-    return [
-        f"{names[0]} {message}" if len(names) == 1 else f"{len(names)} files: {message}: {', '.join(names)}"
-        for message, names in files.items()
-    ]
+        alike[VOXELS.sub("", problem.message)].append(problem)
+    return [str(found[0]) if len(found) == 1 else _one_line(message, found) for message, found in alike.items()]
+
+
+def _one_line(message: str, problems: Sequence[Problem]) -> str:
+    names = ", ".join(problem.file for problem in problems[:MOST_NAMES])
+    more = f", … and {len(problems) - MOST_NAMES} more" if len(problems) > MOST_NAMES else ""
+    return f"{len(problems)} files: {message}: {names}{more}"
 
 
 # --- in parallel
@@ -142,7 +151,7 @@ def _judge(description: DatasetDescription, cases: list[CaseReport]) -> DatasetR
     warnings = [problem for case in cases for problem in case.warnings]
     read = [case for case in cases if case.shape]
     image_dims = _image_dims(read)
-    errors += _wrong_dimensions(read, image_dims)
+    errors += _wrong_dimensions(read, image_dims) + _wrong_spacings(read, image_dims)
     names, channel_errors = _channels(description, read)
     errors += channel_errors + _declaration_errors(description, cases)
     warnings += _unseen_labels(description, cases) + _duplicates(read) + _unused_files(description)
@@ -166,6 +175,32 @@ def _wrong_dimensions(cases: Sequence[CaseReport], image_dims: int) -> list[Prob
         for case in cases
         if not (_is_flat(case) if image_dims == 2 else len(case.shape) == 3)
     ]
+
+
+def _wrong_spacings(cases: Sequence[CaseReport], image_dims: int) -> list[Problem]:
+    """Cases whose voxels are so much larger or smaller than the others' that resampling would refuse them."""
+    sizes = {case.file: _spacing(case, image_dims) for case in cases if case.affine is not None}
+    alike = {file: size for file, size in sizes.items() if len(size) == image_dims}
+    if not alike:
+        return []
+    usual = np.median(list(alike.values()), axis=0)
+    return [
+        Problem(file, f"has voxels of {_times(size)} mm, most have {_times(usual)} mm: mend its header")
+        for file, size in alike.items()
+        if max(np.max(size / usual), np.max(usual / size)) > LARGEST_STEP
+    ]
+
+
+def _spacing(case: CaseReport, image_dims: int) -> np.ndarray:
+    """Voxel size in mm along the axes of an image, in RAS order where it is a volume."""
+    sizes, axis = spacing_of(case.affine, len(case.shape)), drop_slice_axis(case.shape)
+    if len(sizes) == 3 and image_dims == 3:
+        return np.array(to_ras(case.affine, sizes))
+    return np.array(sizes) if axis is None else np.delete(sizes, axis)
+
+
+def _times(values: np.ndarray) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _channels(description: DatasetDescription, cases: Sequence[CaseReport]) -> tuple[list[str], list[Problem]]:

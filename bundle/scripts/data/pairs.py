@@ -98,9 +98,9 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
     array, affine = raw.array[0], raw.affine
     if image_dims == 2:
         array, affine = planar(array, affine, array.ndim)
-    known = [0, *values]
-    unknown = [value for value in _values_in(array) if value not in known]
-    if unknown:
+    known, found = [0, *values], _values_in(array)
+    unknown = found[~np.isin(found, known)]
+    if len(unknown):
         raise UserError(f"{path} holds the label value(s) {listed(unknown)}; the task has {sorted(known)}")
     if not np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.int32)
@@ -129,11 +129,11 @@ def physical_spacing(image: torch.Tensor) -> list[float] | None:
     return spacing_of(np.asarray(image.affine), image.ndim - 1)
 
 
-def _values_in(array: np.ndarray) -> list[float]:
+def _values_in(array: np.ndarray) -> np.ndarray:
     """np.unique, far quicker on the small integers that labels nearly always are."""
     if array.dtype not in (np.uint8, np.uint16):
-        return np.unique(array).tolist()
+        return np.unique(array)
     present = np.zeros(np.iinfo(array.dtype).max + 1, bool)
     for part in array:  # by slices: an index takes eight times the memory of a label
         present[part] = True
-    return np.flatnonzero(present).tolist()
+    return np.flatnonzero(present)

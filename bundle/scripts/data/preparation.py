@@ -22,12 +22,13 @@ from .cache_check import NO_LIST, find_damage
 from .formats import drop_slice_axis
 from .headers import read_header
 from .prepared import PreparedDataset, source_files
-from .resampling import resampled_size
+from .resampling import resampled_size, resampling_problem
 
 __all__ = ["prepare_cases"]
 
 PATIENCE = timedelta(days=7)  # for the slowest of several processes
 HEADROOM = 1.05
+MOST_LINES = 50  # of cases that cannot be used
 _DISK_ERRORS = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EACCES", "EPERM", "EROFS", "ENOTDIR")
@@ -64,8 +65,9 @@ def prepare_cases(
     _check_space(missing, training.cache_dir, or_none(spacing))
     problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
     if problems:
-        lines = "\n  ".join(dict.fromkeys(problems))
-        raise UserError(f"{len(set(problems))} case(s) cannot be used:\n  {lines}")
+        different = list(dict.fromkeys(problems))
+        lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
+        raise UserError("\n  ".join([f"{len(different)} case(s) cannot be used:", *lines]))
     for dataset in (training, validation):
         for index in range(len(dataset)):
             dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
@@ -143,8 +145,11 @@ def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | No
     thin = drop_slice_axis(shape)
     if thin is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
         shape, old = (values and [*values[:thin], *values[thin + 1 :]] for values in (shape, old))
-    size = resampled_size(shape, old, spacing) if spacing is not None and old is not None else shape
-    channels = sum(header[2] for header in headers)
+    channels, size = sum(header[2] for header in headers), shape
+    if spacing is not None and old is not None:
+        size = resampled_size(shape, old, spacing)
+        if resampling_problem(shape, old, size, [new or mm for new, mm in zip(spacing, old, strict=True)], channels):
+            return 0  # preparing will name the file
     return math.prod(size) * (2 * channels + 1)
 
 
@@ -162,7 +167,9 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
     reason = error.strerror if error.errno in _DISK_ERRORS else None
     if error.errno is None and " requested and " in str(error):  # NumPy's words, which keep the system's to itself
         reason = "not everything could be written, the disk is full or files may not grow so large"
-    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir") if reason else None
+    if reason is None:
+        return None
+    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir")
 
 
 def _existing(folder: Path) -> Path:
