@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,7 +155,8 @@ def _judge(description: DatasetDescription, cases: list[CaseReport]) -> DatasetR
     errors += _wrong_dimensions(read, image_dims) + _wrong_spacings(read, image_dims)
     names, channel_errors = _channels(description, read)
     errors += channel_errors + _declaration_errors(description, cases)
-    warnings += _unseen_labels(description, cases) + _duplicates(read) + _unused_files(description)
+    warnings += _unseen_labels(description, cases) + _duplicates(read) + _shared_labels(description)
+    warnings += _unused_files(description)
     return DatasetReport(description, cases, errors, warnings, image_dims, names)
 
 
@@ -247,15 +249,26 @@ def _duplicates(cases: Sequence[CaseReport]) -> list[Problem]:
     return problems
 
 
+def _shared_labels(description: DatasetDescription) -> list[Problem]:
+    cases = defaultdict(list)
+    for case in description.cases:
+        cases[case["label"]].append(case["name"])
+    return [
+        Problem(label, f"is the label of {len(names)} cases: {', '.join(names[:MOST_NAMES])}")
+        for label, names in cases.items()
+        if len(names) > 1
+    ]
+
+
 def _unused_files(description: DatasetDescription) -> list[Problem]:
     """Images beside those of the cases that no case uses, and a number of cases that is not the declared one."""
-    used = {Path(path).resolve() for case in description.cases for path in case_files(case)}
+    used = {os.path.realpath(path) for case in description.cases for path in case_files(case)}
     problems = [
         Problem(str(file), "belongs to no case")
-        for folder in sorted({path.parent for path in used})
+        for folder in sorted({Path(path).parent for path in used})
         if folder.is_dir()
         for file in sorted(folder.iterdir())
-        if image_suffix(file) and not file.name.startswith(".") and file.resolve() not in used
+        if image_suffix(file) and not file.name.startswith(".") and os.path.realpath(file) not in used
     ]
     if description.declared_cases not in (None, len(description.cases)):
         counts = f"says numTraining {description.declared_cases}, but there are {len(description.cases)} cases"

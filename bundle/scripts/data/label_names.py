@@ -106,7 +106,9 @@ def _values(name: str, values: Any, file: Path) -> list[int]:
 def _as_value(value: Any) -> int | None:
     """A label's value, written as a number or as digits."""
     if isinstance(value, str):
-        return int(value) if value.isdecimal() else None
+        return int(value) if value.isdecimal() and len(value) < 20 else None
+    if isinstance(value, float) and value.is_integer():  # 1.0, as some programs write 1
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
