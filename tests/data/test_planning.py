@@ -250,6 +250,24 @@ def test_sides_in_slices_from_left_to_right_and_in_tiff_stacks(tmp_path: Path) -
     assert imported.overlay["mirror_axes"] == [1, 2]
 
 
+def test_images_that_may_be_one_patients() -> None:
+    facts = fingerprint(cases=10)
+    facts["per_case"] = [case | {"name": f"p{i // 2:02d}_{'ab'[i % 2]}"} for i, case in enumerate(facts["per_case"])]
+    (warning,) = plan_of(facts).warnings
+    assert "p00_a, p00_b" in warning and '"patients"' in warning
+    assert not plan_of(facts, patients={"p00_a": "p00", "p00_b": "p00"}).warnings
+
+
+def test_validation_of_all_cases() -> None:
+    """Without held-out cases, every case is predicted: five times as many."""
+    few, five = (plan_of(fingerprint((256, 256, 200), cases=cases)) for cases in (4, 20))
+    patches = [int(reason(plan, "val_interval").split("about ")[1].split()[0]) for plan in (few, five)]
+    assert few.fold == "all" and patches[0] == patches[1]
+    many = plan_of(fingerprint((256, 256, 200), cases=100))
+    longer = min(10, 5 * many.overlay["val_interval"])
+    assert f"then --val_interval {longer}" in reason(many, "val_interval")
+
+
 def test_folds() -> None:
     assert plan_of(fingerprint(cases=5)).fold == 0
     few = plan_of(fingerprint(cases=4))

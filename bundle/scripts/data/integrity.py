@@ -25,6 +25,7 @@ from .layouts import DatasetDescription, case_files, read_dataset
 
 __all__ = ["CaseReport", "DatasetReport", "Problem", "check_dataset", "examine_case", "problem_lines"]
 
+SMALLEST_MM, LARGEST_MM = 1e-3, 100  # of voxels whose size in mm can be believed
 MOST_NAMES = 20  # of files with one problem, in a line
 VOXELS = re.compile(r" in \d+ voxel\(s\)")  # by which alone files with one problem may differ
 
@@ -155,7 +156,12 @@ def _judge(description: DatasetDescription, cases: list[CaseReport]) -> DatasetR
     errors += _wrong_dimensions(read, image_dims) + _wrong_spacings(read, image_dims)
     names, channel_errors = _channels(description, read)
     errors += channel_errors + _declaration_errors(description, cases)
-    warnings += _unseen_labels(description, cases) + _duplicates(read) + _shared_labels(description)
+    warnings += (
+        _strange_spacing(description, read)
+        + _unseen_labels(description, cases)
+        + _duplicates(read)
+        + _shared_labels(description)
+    )
     warnings += _unused_files(description)
     return DatasetReport(description, cases, errors, warnings, image_dims, names)
 
@@ -191,6 +197,14 @@ def _wrong_spacings(cases: Sequence[CaseReport], image_dims: int) -> list[Proble
         for file, size in alike.items()
         if max(np.max(size / usual), np.max(usual / size)) > LARGEST_STEP
     ]
+
+
+def _strange_spacing(description: DatasetDescription, cases: Sequence[CaseReport]) -> list[Problem]:
+    sizes = [spacing_of(case.affine, len(case.shape)) for case in cases if case.affine is not None]
+    usual = float(np.median(np.concatenate(sizes))) if sizes else 1.0
+    if SMALLEST_MM <= usual <= LARGEST_MM:
+        return []
+    return [Problem(str(description.file), f"belongs to images with voxels of {usual:.3g} mm: are these millimetres?")]
 
 
 def _spacing(case: CaseReport, image_dims: int) -> np.ndarray:

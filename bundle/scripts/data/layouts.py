@@ -102,7 +102,18 @@ def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
 def find_file(folder: Path, path: str) -> Path:
     """A file that a dataset.json names, also with Windows' backslashes or with letters composed in another way than on
     the disk (macOS writes é as two characters); ``folder / path`` where there is no such file.
+
+    Raises:
+        UserError: no file can have that path, or its folder may not be read.
     """
+    try:
+        return _find_file(folder, path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{folder}/dataset.json names {path[:80]!r}, which cannot be read: {reason}") from error
+
+
+def _find_file(folder: Path, path: str) -> Path:
     plain = folder / path.replace("\\", "/")
     if (folder / path).exists() or plain.exists():
         return folder / path if (folder / path).exists() else plain
@@ -147,6 +158,10 @@ def _read_json(folder: Path, file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
+    if re.search(r"[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
+        raise UserError(
+            f"{file} holds half a character (\\ud800 to \\udfff), which no file can be named after: mend it"
+        )
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold an object {{…}}, not a {type(content).__name__}")
     return content

@@ -25,6 +25,7 @@ from .image_settings import (
 from .layouts import NUM_FOLDS
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
+from .patients import same_person
 from .plan import Plan, Row, Wishes, times
 from .sides import left_right_axis, one_sided_labels, sided_labels
 from .spacing import resampled_shapes
@@ -83,8 +84,8 @@ def make_plan(
     _mirroring(plan, dims, COLUMNS_OF_TIFF if fingerprint.get("file_ending") in TIFF_SUFFIXES else 0)
     plan.set("overlap", OVERLAP, "of neighbouring windows in inference, nnU-Net's")
     _length(plan, wishes)
-    _validation(plan, shapes)
     _folds(plan, fingerprint, patients or {})
+    _validation(plan, shapes)
     plan.set(
         "weights", f"output/{name}/fold_{plan.fold}/model.pt", "what inference takes, until --checkpoint names others"
     )
@@ -145,21 +146,32 @@ def _length(plan: Plan, wishes: Wishes) -> None:
 
 def _validation(plan: Plan, shapes: np.ndarray) -> None:
     """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
-    third of its train step, and whole cases are predicted.
+    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
     """
     patch = np.asarray(plan.overlay["patch_size"])
     sizes = np.delete(shapes, plan.overlay["slice_axis"], axis=1) if plan.overlay["slice_axis"] is not None else shapes
     steps = np.ceil(np.maximum(sizes / patch - 1, 0) / (1 - OVERLAP)) + 1
     slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
-    windows = float(np.sum(steps.prod(axis=1) * slices)) / NUM_FOLDS
+    every = float(np.sum(steps.prod(axis=1) * slices))
+    held_out = every if plan.fold == "all" else every / NUM_FOLDS
+    interval, of_all = _interval(plan, held_out), _interval(plan, every)
+    with_all = f"; with --fold all {every:,.0f}: then --val_interval {of_all}" if of_all != interval else ""
+    plan.set("val_interval", interval, f"epochs; a validation predicts about {held_out:,.0f} patches{with_all}")
+
+
+def _interval(plan: Plan, windows: float) -> int:
     allowed = VALIDATION_SHARE * 3 * plan.overlay["iterations_per_epoch"] * plan.overlay["batch_size"]
-    needed = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN)
-    epochs = plan.overlay["epochs"]
-    interval = next(count for count in range(needed, epochs + 1) if epochs % count == 0)  # the last epoch counts
-    plan.set("val_interval", interval, f"epochs; a validation predicts about {windows:,.0f} patches")
+    needed, epochs = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN), plan.overlay["epochs"]
+    return next(count for count in range(needed, epochs + 1) if epochs % count == 0)  # the last epoch counts
 
 
 def _folds(plan: Plan, fingerprint: Mapping[str, Any], patients: Mapping[str, str]) -> None:
+    alike = [] if patients else same_person([case["name"] for case in fingerprint["per_case"]])
+    if alike:
+        plan.warnings.append(
+            f"several images may be one patient's ({', '.join(alike)}, …): name patients in dataset.json "
+            '("patients": {"case": "patient"}), or folds hold out images of patients that they train on'
+        )
     groups = len({patients.get(case["name"], case["name"]) for case in fingerprint["per_case"]})
     who = "patients" if patients else "cases"
     if groups < NUM_FOLDS:
