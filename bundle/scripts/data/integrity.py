@@ -156,13 +156,8 @@ def _judge(description: DatasetDescription, cases: list[CaseReport]) -> DatasetR
     errors += _wrong_dimensions(read, image_dims) + _wrong_spacings(read, image_dims)
     names, channel_errors = _channels(description, read)
     errors += channel_errors + _declaration_errors(description, cases)
-    warnings += (
-        _strange_spacing(description, read)
-        + _unseen_labels(description, cases)
-        + _duplicates(read)
-        + _shared_labels(description)
-    )
-    warnings += _unused_files(description)
+    warnings += _strange_spacing(description, read) + _unseen_labels(description, cases) + _duplicates(read)
+    warnings += _shared_labels(description) + _unused_files(description)
     return DatasetReport(description, cases, errors, warnings, image_dims, names)
 
 

@@ -107,6 +107,8 @@ def find_file(folder: Path, path: str) -> Path:
         UserError: no file can have that path, or its folder may not be read.
     """
     try:
+        if "\0" in path:
+            raise ValueError("a character of value 0 in it")
         return _find_file(folder, path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
