@@ -15,7 +15,7 @@ __all__ = ["draw_agreement", "draw_distribution", "draw_gains"]
 DOTS = 300  # from this many cases on, single dots only blur the box
 LETTERS_ACROSS = 42  # of all names as long as the longest: more are written at a slant
 NAMES_AT_A_SLANT = 12  # more are written upright
-NAMES_UPRIGHT = 24  # more do not fit: every other one is left out, or more
+NAMES_UPRIGHT = 25  # more do not fit: every other one is left out, or more
 LONGEST_NAME = 18
 
 
