@@ -120,6 +120,8 @@ def test_names_that_configs_would_misread(name: str) -> None:
         ({"background": 0, "a": [0, 1]}, 'the region "a" holds 0, the background'),
         (["a"], '"labels" must be an object'),
         ({"a": 2**31}, '"a" has the value 2147483648, the largest that can be used is 65535'),
+        ({"a": 1, "ignore": [3, 4]}, '"ignore" must have one value above 0'),
+        ({"a": 1, "ignore": 0}, '"ignore" must have one value above 0'),
         ({"a": 1, "ignore": 70_000}, '"ignore" has the value 70000'),
         ({f"nucleus {i}": i for i in range(1, 65_000)}, "has 64999 labels, a network can learn 1000"),
     ],

@@ -57,7 +57,9 @@ def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, d
     named = {str(name): _values(name, values, file) for name, values in entries}
     if len(named) < len(entries):
         raise UserError(f'{file}: "labels" gives one name to two values: {content}')
-    ignore = named.pop(IGNORE, [None])[0]
+    ignore, *others = named.pop(IGNORE, [None])
+    if others or ignore == 0:
+        raise UserError(f'{file}: "{IGNORE}" must have one value above 0, not {[ignore, *others]}')
     named = {name: values for name, values in named.items() if values != [0]}
     for name, values in named.items():
         _check_name(name, file)
