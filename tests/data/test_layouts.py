@@ -169,6 +169,8 @@ def test_backslashes(tmp_path: Path) -> None:
     assert all(Path(case[key]).is_file() for case in described.cases for key in ("image", "label"))
     (root / "imagesTr/tiny_0.nii.gz").rename(root / "imagesTr/tiny_0_0000.nii.gz")  # nnU-Net v1
     assert change(root, training=entries).cases[0]["image"].endswith("imagesTr/tiny_0_0000.nii.gz")
+    several = [{"image": f"p{i}\\image.nii.gz", "label": f"p{i}\\label.nii.gz"} for i in (1, 2)]
+    assert [case["name"] for case in change(root, training=several).cases] == ["p1_image", "p2_image"]
     root = write_nnunet(tmp_path / "n", hard_case("tiny", 2))
     entry = {"images": ["imagesTr\\tiny_1_0000.nii.gz"], "label": "labelsTr\\tiny_1.nii.gz"}
     assert Path(change(root, dataset={"b": entry}).cases[0]["image"]).is_file()

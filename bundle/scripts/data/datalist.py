@@ -11,7 +11,8 @@ import numpy as np
 
 from ..command_line import or_none
 from ..errors import UserError
-from .layouts import NUM_FOLDS, DatasetDescription, case_files, composed, read_dataset
+from .foreign_names import composed
+from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
 __all__ = ["k_fold", "load_cases", "read_splits"]
 

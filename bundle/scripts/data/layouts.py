@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any
 
 from ..errors import UserError
 from .files import case_name, image_suffix, split_channel
+from .foreign_names import composed, find_file
 from .label_names import read_labels
 
-__all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "composed", "find_file", "read_dataset"]
+__all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "read_dataset"]
 
 NUM_FOLDS = 5  # of a cross-validation, nnU-Net's
 
@@ -99,42 +99,6 @@ def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
     )
 
 
-def find_file(folder: Path, path: str) -> Path:
-    """A file that a dataset.json names, also with Windows' backslashes or with letters composed in another way than on
-    the disk (macOS writes é as two characters); ``folder / path`` where there is no such file.
-
-    Raises:
-        UserError: no file can have that path, or its folder may not be read.
-    """
-    try:
-        if "\0" in path:
-            raise ValueError("a character of value 0 in it")
-        return _find_file(folder, path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{folder}/dataset.json names {path[:80]!r}, which cannot be read: {reason}") from error
-
-
-def _find_file(folder: Path, path: str) -> Path:
-    plain = folder / path.replace("\\", "/")
-    if (folder / path).exists() or plain.exists():
-        return folder / path if (folder / path).exists() else plain
-    place = Path(plain.anchor)
-    for part in plain.parts[len(place.parts) :]:
-        place = place / part if (place / part).exists() else _same_name(place, part)
-    return place if place.exists() else plain
-
-
-def composed(name: str) -> str:
-    """A name as it can be compared with others, however its letters are composed."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _same_name(folder: Path, name: str) -> Path:
-    found = [entry for entry in (folder.iterdir() if folder.is_dir() else ()) if composed(entry.name) == composed(name)]
-    return found[0] if found else folder / name
-
-
 def _name(content: Mapping[str, Any]) -> str:
     return str(content["name"]) if isinstance(content.get("name"), (str, int)) else ""
 
@@ -156,11 +120,12 @@ def _read_json(folder: Path, file: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(file.read_bytes())  # finds out itself about byte order marks and UTF-16
+        text = json.dumps(content, ensure_ascii=False)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
-    if re.search(r"[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
+    if re.search(r"[\ud800-\udfff]", text):
         raise UserError(
             f"{file} holds half a character (\\ud800 to \\udfff), which no file can be named after: mend it"
         )
@@ -186,9 +151,9 @@ def _msd_cases(folder: Path, content: Mapping[str, Any]) -> list[Case]:
         raise UserError(f'{file}: "training" must list {{"image": …, "label": …}}; one of its entries is {shown}')
     cases = [_msd_case(folder, entry) for entry in training]
     counts = Counter(case["name"] for case in cases)
-    for case, entry in zip(cases, training, strict=True):
+    for case in cases:
         if counts[case["name"]] > 1:  # patient_1/image.nii.gz, patient_2/image.nii.gz: the folder tells them apart
-            case["name"] = "_".join([*Path(_first_image(entry)).parent.parts[-1:], case["name"]])
+            case["name"] = "_".join([*Path(_first_image(case)).parent.parts[-1:], case["name"]])
     return _sorted(cases, file)
 
 
