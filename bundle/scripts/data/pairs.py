@@ -14,7 +14,7 @@ from ..errors import UserError
 from .files import case_name, list_images
 from .formats import planar, read_raw
 from .geometry import placement_conflict, spacing_of
-from .label_names import listed
+from .label_names import listed, undeclared_hint
 from .task import Task
 
 __all__ = ["LabelMap", "Pair", "files_by_case", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
@@ -101,7 +101,8 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
     known, found = [0, *values], _values_in(array)
     unknown = found[~np.isin(found, known)]
     if len(unknown):
-        raise UserError(f"{path} holds the label value(s) {listed(unknown)}; the task has {sorted(known)}")
+        what = f"{path} holds the label value(s) {listed(unknown)}; the task has {sorted(known)}"
+        raise UserError(what + undeclared_hint(unknown, path))
     if not np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.int32)
     array = np.ascontiguousarray(array)  # NIfTI's come in Fortran order, which slows down what follows

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,10 +179,14 @@ def _cubic(t: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _memory() -> int | None:
-    """Bytes of this machine's memory, None where the system does not tell."""
+    """Bytes of memory that this machine, or the container on it, has; None where the system does not tell."""
+    found = []
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(limit).read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 def _times(values: Sequence[float]) -> str:
