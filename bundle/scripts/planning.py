@@ -76,7 +76,7 @@ def check_name(name: str) -> None:
 
 def default_name(text: str) -> str:
     """A name for files, from the data set's own: "Lung X-ray" -> lung_x-ray."""
-    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_.-") or "task"
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower())[:80].strip("_.-") or "task"
 
 
 def gpu_memory_gib(asked: float | None) -> float | None:

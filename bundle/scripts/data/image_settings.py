@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .nnunet_plans import NnUnetPlan
 from .plan import Plan, Row, Wishes, times
-from .spacing import target_spacing
+from .spacing import rounded, target_spacing
 
 __all__ = ["choose_dimensions", "choose_normalization", "choose_slice_axis", "choose_spacing", "describe_orientation"]
 
@@ -74,7 +74,7 @@ def choose_spacing(plan: Plan, fingerprint: Mapping[str, Any], cropped: bool, im
         plan.set("spacing", None, missing)
         return
     if imported is not None and imported.spacing is not None:
-        spacing, reason = [round(mm, 5) for mm in imported.spacing], "from the nnU-Net plan"
+        spacing, reason = rounded(imported.spacing), "from the nnU-Net plan"
     else:
         shapes = [case["cropped_shape" if cropped else "shape"] for case in cases]
         spacing, thick = target_spacing([case["spacing"] for case in cases], shapes)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .files import replacing
 from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
 from .geometry import affine_problem, grid_conflict
-from .label_names import listed
+from .label_names import listed, undeclared_hint
 from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
@@ -92,12 +92,15 @@ class LoadCased(MapTransform):
         if all(channel.min() == channel.max() for channel in image):
             raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
 
-    def _check_label(self, label: torch.Tensor, path: str) -> None:
+    def _check_label(self, label: MetaTensor, path: str) -> None:
         if label.shape[0] != 1:
             raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
-        undeclared = sorted(set(torch.unique(label).tolist()) - self.values)
+        found = torch.unique(label.as_tensor())
+        unknown = found[~torch.isin(found, torch.tensor(sorted(self.values), dtype=found.dtype))]
+        undeclared = unknown[:11].tolist()  # an image in place of a label has millions; ten of them are shown
         if undeclared:
-            raise UserError(f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}")
+            what = f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}"
+            raise UserError(what + undeclared_hint(undeclared, path))
 
 
 def first_file(image: str | Path | Sequence[str | Path]) -> str:

@@ -29,6 +29,8 @@ class Normalized(MapTransform):
 
     def __init__(self, keys: Sequence[Hashable], schemes: Sequence[Scheme] | None = None) -> None:
         super().__init__(keys)
+        if schemes is not None and not isinstance(schemes, (list, tuple)):
+            raise UserError(f'normalization must be a list, a scheme a channel, such as ["zscore"], not {schemes!r}')
         self.functions = None if schemes is None else [normalizer(scheme) for scheme in schemes]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -13,7 +13,10 @@ from .style import Theme, plain
 __all__ = ["draw_agreement", "draw_distribution", "draw_gains"]
 
 DOTS = 300  # from this many cases on, single dots only blur the box
-NAMES_ACROSS = 6  # more classes than that are written at a slant
+LETTERS_ACROSS = 42  # of all names as long as the longest: more are written at a slant
+NAMES_AT_A_SLANT = 12  # more are written upright
+NAMES_UPRIGHT = 25  # more do not fit: every other one is left out, or more
+LONGEST_NAME = 18
 
 
 def draw_distribution(
@@ -36,14 +39,23 @@ def draw_distribution(
         _boxes(ax, [by_class[name] for name in classes], places, width, colour, theme)
         ax.plot([], [], "s", color=colour, label=result)
     ax.set_xlim(-0.6, len(classes) - 0.4)
-    slant = {"rotation": 35, "ha": "right"} if len(classes) > NAMES_ACROSS else {}
-    ax.set_xticks(range(len(classes)), [plain(_short(name)) for name in classes], **slant)
+    _name_classes(ax, [_short(name) for name in classes])
     ax.set_title(f"{title}, {unit}" if unit else title)
     if not unit:
         ax.set_ylim(top=1.02)  # room for a dot at 1, not for a tick above it
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick < 1.01])
     if len(values) > 1:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
+
+
+def _name_classes(ax, names: Sequence[str]) -> None:
+    """Names below the boxes, across, at a slant or upright, so that none covers another."""
+    across = len(names) * max(map(len, names), default=0) <= LETTERS_ACROSS
+    slant = {} if across else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    if len(names) > NAMES_AT_A_SLANT:
+        slant = {"rotation": 90}
+    step = math.ceil(len(names) / NAMES_UPRIGHT)
+    ax.set_xticks(range(0, len(names), step), [plain(name) for name in names[::step]], **slant)
 
 
 def _boxes(ax, data: list[Sequence[float]], places: np.ndarray, width: float, colour: str, theme: Theme) -> None:
@@ -105,5 +117,7 @@ def draw_gains(figure: Figure, theme: Theme, gains: Sequence[float]) -> None:
     ax.set_title("Gain in mean Dice by postprocessing")
 
 
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _short(name: str) -> str:
+    """The beginning and the end of a long name: names of one data set often differ in the end alone."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[half + 1 - LONGEST_NAME :]}"
