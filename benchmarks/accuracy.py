@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     """Train and evaluate once, and write the run's record, unless it is there."""
     from scripts.data.files import replacing
 
-    task = json.loads(args.task.read_text())
+    task = json.loads(args.task.read_text(encoding="utf-8"))
     budget = f"{args.seconds:g}s" if args.seconds else f"{args.iterations}it"
     label = spec if not args.variant else f"{spec} {args.variant}"
     name = "_".join([task["name"], label, f"fold{fold}", f"seed{seed}", budget])
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     record["parameters"] = sum(v.numel() for v in torch.load(run_dir / "model.pt", weights_only=True).values())
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{path.name}\n{summary([record])}", flush=True)
 
 
@@ -125,7 +125,7 @@ def split_options(options: str) -> list[str]:
 
 def recorded(args: argparse.Namespace, settings: Record) -> Record:
     """What the run's figures depend on, besides the network and the task's overlay."""
-    defaults = json.loads(Path(configs(args, "train.json")[0]).read_text())
+    defaults = json.loads(Path(configs(args, "train.json")[0]).read_text(encoding="utf-8"))
     recipe = {key: defaults[key] for key in RECIPE}
     return recipe | {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
 
@@ -157,7 +157,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path) -> 
     if not (run_dir / "model_final.pt").exists():
         files = configs(args, "train.json")
         monai.bundle.run("training", config_file=files, output_dir=str(run_dir), resume=resume, **settings)
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def iterations_in(args: argparse.Namespace, settings: dict[str, Any], seconds: float, run_dir: Path) -> int:
@@ -183,7 +183,7 @@ def evaluate(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path, 
         **settings,
     )
     scores: Record = defaultdict(dict)
-    for row in json.loads((folder / "metrics.json").read_text())["per_case"]:
+    for row in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["per_case"]:
         scores[row["case"]][row["class"]] = {metric: row[metric] for metric in METRICS}
     return dict(scores)
 
@@ -194,7 +194,7 @@ def configs(args: argparse.Namespace, first: str, *rest: str) -> list[str]:
 
 
 def load_records(folder: Path) -> list[Record]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def row_name(record: Record) -> str:

@@ -85,7 +85,7 @@ def main() -> None:
         path = args.results / f"{name}.json"
         if not path.exists():
             parser.error(f"--records: there is no {path}")
-        chosen.append((title or name, json.loads(path.read_text())))
+        chosen.append((title or name, json.loads(path.read_text(encoding="utf-8"))))
     draw(chosen, args.output)
     print(f"-> {args.output}")
 

@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def tasks(options: argparse.Namespace, folder: Path) -> list[tuple[Task, list[dict[str, Any]]]]:
     found = []
     if options.dataset_dir:
-        task = json.loads(options.task.read_text())
+        task = json.loads(options.task.read_text(encoding="utf-8"))
         found.append((task, load_cases(options.dataset_dir, "training", "all", task["in_channels"], task["labels"])))
     if options.ct_volumes:
         found.append((CT_TASK, [write_ct(folder, number) for number in range(options.ct_volumes)]))

@@ -87,7 +87,7 @@ class Results:
         self, path: Path | None, benchmark: str, device: torch.device, settings: dict[str, Any], resume: bool = False
     ) -> None:
         self.path = path
-        earlier = json.loads(path.read_text()) if path and resume and path.is_file() else {}
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path and resume and path.is_file() else {}
         self.content: dict[str, Any] = {
             "benchmark": benchmark,
             "environment": environment(device),
@@ -114,7 +114,7 @@ class Results:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".part")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+        temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.path)
 
 
@@ -125,7 +125,7 @@ def load_results(path: Path, benchmark: str) -> dict[str, Any]:
         SystemExit: the file is missing, is no JSON or belongs to another benchmark.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("benchmark") != benchmark:
@@ -164,7 +164,7 @@ def _installed_version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     return match.group(1).strip() if match else platform.processor() or platform.machine()
 
@@ -313,7 +313,7 @@ def _resident_bytes(field: str) -> int:
 
     Not getrusage: its ru_maxrss starts from what the parent process held.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
 
 

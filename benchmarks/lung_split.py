@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     parts = split([case["name"] for case in read_dataset(args.dataset_dir).cases])
     folds = [{"train": parts["train"], "val": parts[held_out]} for held_out in ("validation", "test")]
-    args.output.write_text(json.dumps(folds, indent=1) + "\n")
+    args.output.write_text(json.dumps(folds, indent=1) + "\n", encoding="utf-8")
     print({part: len(members) for part, members in parts.items()}, f"-> {args.output}")
 
 

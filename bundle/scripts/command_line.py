@@ -69,7 +69,7 @@ def check_ids(arguments: Sequence[str]) -> None:
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
     files = as_config_files(given.get("config_file"))
     if "args_file" in given:
-        from_file = json.loads(Path(given["args_file"]).read_text())
+        from_file = json.loads(Path(given["args_file"]).read_text(encoding="utf-8"))
         files = files or as_config_files(from_file.pop("config_file", None))
         overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
     known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()

@@ -7,7 +7,7 @@ import re
 import uuid
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, note_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -98,7 +98,8 @@ class replacing:
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None = None, *_: object) -> None:
+        note_file(error, self.path)
         if kind is None:
             os.replace(self.temporary, self.path)
         else:

@@ -190,7 +190,7 @@ def _read_tiff(path: Path, label: bool) -> RawImage:
 
 def _tiff_spacing(path: Path) -> list[float] | None:
     file = tiff_spacing_file(path)
-    content = json.loads(file.read_text()) if file.is_file() else None
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     spacing = content.get("spacing") if isinstance(content, dict) else None
     if spacing is not None and not (len(spacing) == 3 and min(spacing) > 0):
         raise ValueError(f"{file.name} must hold three positive numbers as spacing")

@@ -120,7 +120,7 @@ class PreparedDataset(Dataset):
             digest = _digest_files(files)
             index_file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(index_file) as temporary:
-                temporary.write_text(json.dumps({"files": stamps, "digest": digest}))
+                temporary.write_text(json.dumps({"files": stamps, "digest": digest}), encoding="utf-8")
         return self.folder / f"{name}-{digest}"
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
@@ -132,7 +132,7 @@ class PreparedDataset(Dataset):
 
     def _known_digest(self, index_file: Path, stamps: Mapping[str, Sequence[int]]) -> str | None:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(index_file.read_text())
+            known = json.loads(index_file.read_text(encoding="utf-8"))
             return known["digest"] if known["files"] == stamps else None
         return None
 
@@ -143,7 +143,7 @@ class PreparedDataset(Dataset):
         try:
             if not settings.exists():
                 with replacing(settings) as file:
-                    file.write_text(json.dumps(self.settings, indent=2) + "\n")
+                    file.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             for key, array in arrays.items():
                 np.save(temporary / f"{key}.npy", array)
             with contextlib.suppress(OSError):  # another process was faster

@@ -29,7 +29,7 @@ from ..data.files import (
 from ..data.images import first_file, save_label_map, save_probabilities
 from ..data.layouts import case_files
 from ..distributed import is_main_process, shard
-from ..errors import UserError, find_user_error, in_one_line
+from ..errors import UserError, in_one_line
 
 __all__ = ["BrokenCase", "CaseDataset", "SavePredictiond", "collate", "input_cases", "predict"]
 
@@ -129,7 +129,7 @@ class CaseDataset(Dataset):
         try:
             return super().__getitem__(index)
         except Exception as error:  # whatever it is, the other cases still want their prediction
-            return BrokenCase(file=first_file(self.data[index]["image"]), error=str(find_user_error(error) or error))
+            return BrokenCase(file=first_file(self.data[index]["image"]), error=in_one_line(error))
 
 
 def collate(batch: Sequence[Any]) -> Any:
@@ -168,8 +168,7 @@ def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase |
     except Exception as error:  # out of memory, a full disk: the next case may still work
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        reason = find_user_error(error) or in_one_line(error)
-        return BrokenCase(file=file, error=str(reason))
+        return BrokenCase(file=file, error=in_one_line(error))
     return None
 
 
