@@ -34,6 +34,10 @@ _RUN_ARGUMENTS = (
     "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type help".split()
 )
 
+# Options that name files and folders, as every option whose name ends in _dir does.
+_PATHS = {"bundle_root", "checkpoint", "pretrained", "splits", "task_file", "weights", "postprocessing_rules"}
+_MARKS = {"$": "runs it as Python", "@": "takes it for another setting", "%": "takes it for a part of a config"}
+
 # The config that defines what a user runs.
 _RUNS = {"training": "train.json", "evaluating": "evaluate.json", "inference": "inference.json"}
 
@@ -56,8 +60,8 @@ def start() -> None:
 
 def check_ids(arguments: Sequence[str]) -> None:
     """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, a
-    folder that it would read as something else (2024.10 as a number, out#2 as out), several words after an option,
-    and a run that no given file defines.
+    folder that it would read as something else (2024.10 as a number, out#2 as out) or run ($name), several words
+    after an option, and a run that no given file defines.
 
     Args:
         arguments: the command line after ``python -m monai.bundle``.
@@ -69,15 +73,16 @@ def check_ids(arguments: Sequence[str]) -> None:
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
     files = as_config_files(given.get("config_file"))
     if "args_file" in given:
-        from_file = json.loads(Path(given["args_file"]).read_text(encoding="utf-8"))
+        from_file = _read_args(given["args_file"])
         files = files or as_config_files(from_file.pop("config_file", None))
-        overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
+        paths = {name: str(value) for name, value in from_file.items() if value is not None and _is_path(name)}
+        overrides = {name: "" for name in from_file if name not in _RUN_ARGUMENTS} | paths | overrides
     known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
-        if name.endswith("_dir") and (read := DefaultParseValue(value)) != value:
-            raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
+        if _is_path(name):
+            _check_path(name, value)
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
@@ -134,6 +139,30 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that are in both and differ, typed on a command line, as Python or as JSON keeps them."""
     before, now = (as_typed(json.loads(json.dumps(settings))) for settings in (before, now))
     return [key for key in now if key in before and before[key] != now[key]]
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith("_dir") or name in _PATHS
+
+
+def _check_path(name: str, value: str) -> None:
+    read = DefaultParseValue(value)
+    several = name == "checkpoint" and isinstance(read, (list, tuple))
+    for path in map(str, read if several else [value]):
+        if path[:1] in _MARKS:
+            raise UserError(f"--{name} {value}: MONAI {_MARKS[path[0]]}; write './{path}'")
+    if read != value and not several:
+        raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
+
+
+def _read_args(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--args_file {file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f'--args_file {file} must hold an object {{"option": value, …}}')
+    return content
 
 
 def _check_run(run_id: str, known: Container[str]) -> None:
