@@ -16,6 +16,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
+from .workers import end_children_with_this_process, end_with_cross_validation
 
 __all__ = [
     "as_config_files",
@@ -52,6 +53,8 @@ def start() -> None:
     if main_spec is None or not main_spec.name.startswith("monai.bundle"):
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
     show_user_errors_plainly()
+    end_with_cross_validation()
+    end_children_with_this_process()
     _keep_freed_memory()
     logging.getLogger("ignite").setLevel(logging.ERROR)
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
@@ -77,7 +80,8 @@ def check_ids(arguments: Sequence[str]) -> None:
         files = files or as_config_files(from_file.pop("config_file", None))
         paths = {name: str(value) for name, value in from_file.items() if value is not None and _is_path(name)}
         overrides = {name: "" for name in from_file if name not in _RUN_ARGUMENTS} | paths | overrides
-    known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
+    parts = _config_parts(files)
+    known = {*parts, "_meta_"} if files else set()
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
@@ -86,6 +90,7 @@ def check_ids(arguments: Sequence[str]) -> None:
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
+        _check_part(f"--{name}", parts.get(name), DefaultParseValue(value))
     if known:
         check_words(arguments, allowed=known)
         _check_run(given.get("run_id", "".join(arguments[1:2])), known)
@@ -143,6 +148,37 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _is_path(name: str) -> bool:
     return name.endswith("_dir") or name in _PATHS
+
+
+def _config_parts(files: Sequence[str]) -> dict[str, Any]:
+    """What the config files define, each id as the last of them has it."""
+    parts: dict[str, Any] = {}
+    for file in files:
+        for key, value in ConfigParser.load_config_file(file).items():
+            name = key.removeprefix("+")  # MONAI's mark of what is added to an earlier file's
+            _check_part(f"{file}: {name}", parts.get(name), value)
+            parts[name] = value
+    return parts
+
+
+def _check_part(name: str, before: Any, now: Any) -> None:
+    """Refuse a plain value in place of a part of a config that is built from objects."""
+    built = _is_built(before) or (name.lstrip("-") == "network" and before is not None)
+    if built and not (_is_built(now) or _is_reference(now) or (isinstance(before, list) and now == [])):
+        raise UserError(
+            f"{name} {now}: that is a part of the config and no plain value; leave it out, or write its object"
+        )
+
+
+def _is_built(value: Any) -> bool:
+    if isinstance(value, dict) and "_target_" in value:
+        return True
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_is_built(part) or _is_reference(part) for part in parts)
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] in _MARKS
 
 
 def _check_path(name: str, value: str) -> None:

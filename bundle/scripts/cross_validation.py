@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Container, Sequence
@@ -25,6 +26,7 @@ from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
 from .provenance import read_provenance, write_provenance
+from .workers import STARTED_BY, end_children_with_this_process
 
 __all__ = ["gather", "main"]
 
@@ -147,7 +149,8 @@ def _kind_of_training(fold: Fold) -> str:
 
 def _run(command: Sequence[str], fold: Fold) -> None:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")]))
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")])),
+        STARTED_BY: str(os.getpid()),
     }
     if subprocess.run(command, env=environment).returncode:
         raise UserError(
@@ -183,4 +186,6 @@ def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run that it waits for is ended too
+    end_children_with_this_process()
     sys.exit(main())
