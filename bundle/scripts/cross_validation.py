@@ -30,6 +30,7 @@ from .workers import STARTED_BY, end_children_with_this_process
 
 __all__ = ["gather", "main"]
 
+MONAIS_WARNING = "ignore:parsing config_file:UserWarning"  # that configs are code, at each start; ours are trusted
 EXIT_STATUS = """exit status:
   0  every fold asked for is finished and scored
   1  a training or evaluation failed, or something has to be put right; the message says what
@@ -150,6 +151,7 @@ def _kind_of_training(fold: Fold) -> str:
 def _run(command: Sequence[str], fold: Fold) -> None:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")])),
+        "PYTHONWARNINGS": ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), MONAIS_WARNING])),
         STARTED_BY: str(os.getpid()),
     }
     if subprocess.run(command, env=environment).returncode:
