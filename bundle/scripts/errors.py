@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import threading
 import traceback
 from types import TracebackType
 
@@ -53,7 +54,13 @@ def show_user_errors_plainly() -> None:
         else:
             sys.__excepthook__(kind, error, trace)
 
-    sys.excepthook = hook
+    def thread_hook(failed: threading.ExceptHookArgs) -> None:  # TensorBoard's, on a full disk; the run goes on
+        if failed.exc_value is not None and (reason := one_line_reason(failed.exc_value)):
+            print(f"\nwarning: {reason}", file=sys.stderr)
+        else:
+            threading.__excepthook__(failed)
+
+    sys.excepthook, threading.excepthook = hook, thread_hook
     for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):  # closed

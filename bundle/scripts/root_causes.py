@@ -105,7 +105,7 @@ def known_reason(error: BaseException) -> str | None:
     permissions, killed workers, a config's expressions; None for anything else, which may be a mistake of ours.
     """
     chain = causes(error)
-    reason = next(filter(None, (_of_system(cause) or _of_library(cause) for cause in chain)), None)
+    reason = next(filter(None, map(_of_machine, chain, [*chain[1:], None])), None)
     file = next((str(file) for cause in chain if (file := getattr(cause.error, _NOTED, None))), None)
     if reason and file and file not in reason:
         return f"{file} cannot be written: {reason}"
@@ -126,6 +126,12 @@ def _in_text(words: str) -> Iterator[Cause]:
         if said is not None:
             kind, _, message = lines[said].partition(": ")
             yield Cause(kind.rpartition(".")[2], "\n".join([message, *lines[said + 1 :]]).rstrip())
+
+
+def _of_machine(cause: Cause, next_one: Cause | None) -> str | None:
+    """The reason that lies in a cause; of two errors of the system the later one, as of mkdir, which tries two folders."""
+    later = next_one is not None and isinstance(next_one.error, OSError) and _of_system(next_one) is not None
+    return None if later else _of_system(cause) or _of_library(cause)
 
 
 def _of_system(cause: Cause) -> str | None:
@@ -151,6 +157,8 @@ def _of_library(cause: Cause) -> str | None:
 
 def _of_config(cause: Cause) -> str | None:
     """An expression or a foreign component of a config that fails with the values it was given."""
+    if isinstance(cause.error, SyntaxError) and cause.error.filename in ("<unknown>", "<string>"):
+        return f"{(cause.error.text or '').strip()} in the config is no Python expression ({cause.error.msg}): mend it"
     if cause.error is None or cause.error.__cause__ is None:
         return None
     expression = re.match(r"Failed to evaluate \w+:\s*(.*)", cause.message, re.DOTALL)  # MONAI's words
@@ -167,7 +175,7 @@ def _only_python(error: BaseException) -> bool:
     """Whether an expression failed by itself or in Python's own library, and not in a run that it started."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     evaluated = [i for i, frame in enumerate(frames) if frame.f_code.co_filename == "<string>"]
-    return all(map(_of_python, frames[evaluated[0] + 1 :])) if evaluated else isinstance(error, SyntaxError)
+    return bool(evaluated) and all(map(_of_python, frames[evaluated[0] + 1 :]))
 
 
 def _of_python(frame: FrameType) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from .errors import UserError, find_user_error
+from .errors import UserError, one_line_reason
 
 __all__ = [
     "STARTED_BY",
@@ -47,7 +47,7 @@ def map_cases(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item, in order, as the results come.
 
-    Every item is tried; those that fail with a UserError are collected and reported together at the end.
+    Every item is tried; those that fail for a reason that a user can mend are collected and reported at the end.
 
     Args:
         function: can be pickled, returns something small.
@@ -156,6 +156,6 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Result | UserErr
     try:
         return function(item)
     except Exception as error:
-        if user_error := find_user_error(error):
-            return UserError(str(user_error))
+        if reason := one_line_reason(error):
+            return UserError(reason)
         raise

@@ -55,7 +55,7 @@ def read_json(path: str | Path, kind: type = dict, advice: str = "mend it, or pu
         UserError: names the file, which cannot be read, is no JSON, or holds something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).read_text(encoding="utf-8").removeprefix("\ufeff"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

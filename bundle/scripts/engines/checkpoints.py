@@ -126,12 +126,12 @@ def open_run(output_dir: str, resume: bool | str, settings: Mapping[str, Any]) -
     folder = Path(str(output_dir))  # a command line hands on a number where it is called 2024
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
-    if not resume and (checkpoint.exists() or (folder / FINAL).exists()):
+    if not resume and (_exists(checkpoint) or _exists(folder / FINAL)):
         raise UserError(
             f"{folder} already holds a run: continue it with --resume true, or start anew in another folder with "
             "--output_dir"
         )
-    if resume and not checkpoint.exists():
+    if resume and not _exists(checkpoint):
         raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
     settings = as_typed(json.loads(json.dumps(settings)))
     if resume:
@@ -237,6 +237,16 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
             f"the weights {path} were trained with scan_order {trained}, but the network reads in {own} order: "
             f"give --scan_order {trained}"
         )
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the output folder {file.parent}: {error.strerror}; mend its permissions, or give "
+            "another --output_dir"
+        ) from error
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
