@@ -129,7 +129,7 @@ def _in_text(words: str) -> Iterator[Cause]:
 
 
 def _of_machine(cause: Cause, next_one: Cause | None) -> str | None:
-    """The reason that lies in a cause; of two errors of the system the later one, as of mkdir, which tries two folders."""
+    """The reason in a cause; of two errors of the system the later one has it, as of mkdir, which tries two folders."""
     later = next_one is not None and isinstance(next_one.error, OSError) and _of_system(next_one) is not None
     return None if later else _of_system(cause) or _of_library(cause)
 
