@@ -56,6 +56,7 @@ def start() -> None:
     end_with_cross_validation()
     end_children_with_this_process()
     _keep_freed_memory()
+    logging.getLogger("dev_collate").setLevel(logging.CRITICAL + 1)  # MONAI's, beside the error that follows anyway
     logging.getLogger("ignite").setLevel(logging.ERROR)
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])

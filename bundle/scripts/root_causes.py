@@ -25,6 +25,7 @@ _NOT_ALLOWED = "mend its permissions, or choose another folder or file"
 _FAILING = "the disk, or the network that it hangs on, fails; try again, or choose another folder"
 _MEMORY = "memory ran out: close other programs, or take fewer --num_workers (--workers), a smaller patch or image"
 _FILES = "too many open files: take fewer --num_workers, or allow more with ulimit -n"
+_ENDED = "another process, such as a loader worker, ended: if memory ran out, take fewer --num_workers"
 _ADVICE = {
     "ENOSPC": _NO_ROOM,
     "EDQUOT": _NO_ROOM,
@@ -38,6 +39,9 @@ _ADVICE = {
     "ENOMEM": _MEMORY,
     "EMFILE": _FILES,
     "ENFILE": _FILES,
+    "ECONNREFUSED": _ENDED,
+    "ECONNRESET": _ENDED,
+    "EPIPE": _ENDED,
     "ELOOP": "its links lead in a circle",
     "ENAMETOOLONG": "choose a shorter name",
 }
@@ -52,8 +56,9 @@ _SAYINGS = {
     "memory ran out: take fewer --num_workers",
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|bad_alloc|Unable to alloc|annot allocate": _MEMORY,
     r"received 0 items of ancdata|[Tt]oo many open files": _FILES,
-    r"can't start new thread": "the system allows no more threads: take fewer --num_workers, or allow more with "
-    "ulimit -u",
+    r"can't start new thread": "the system allows no more threads, or has no memory for them: take fewer "
+    "--num_workers, or allow more with ulimit -u",
+    r"Parent directory .* does not exist": "the folder went away meanwhile",
     r"PytorchStreamWriter failed|inline_container|\d+ requested and \d+ written|file write failed": "a file could not "
     f"be written whole, most likely because the disk is full: {_NO_ROOM}",
     r"detected circular references|the referring item .* is not defined": "",
@@ -141,8 +146,16 @@ def _of_system(cause: Cause) -> str | None:
     name, said, file = errno.errorcode.get(int(match[1]), ""), match[2], match[3]
     if file and "/torch_" in file:  # a tensor on its way from a loader worker
         return _SAYINGS[next(saying for saying in _SAYINGS if saying.startswith("shared memory"))]
-    place = f"{_TEMPORARY.sub('', file)}: " if file else ""
+    place = f"{_TEMPORARY.sub('', file)}: " if file else _library(cause)
     return f"{place}{said}" + (f": {_ADVICE[name]}" if name in _ADVICE else "")
+
+
+def _library(cause: Cause) -> str:
+    """Which library met an error that names no file, such as "tensorboard: "; nothing for Python's own and ours."""
+    frames = list(traceback.walk_tb(cause.error.__traceback__)) if cause.error is not None else []
+    names = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
+    foreign = [name for name in names if name not in sys.stdlib_module_names and name not in ("scripts", "__main__")]
+    return f"{foreign[-1]}: " if foreign else ""
 
 
 def _of_library(cause: Cause) -> str | None:
