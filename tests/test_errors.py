@@ -80,7 +80,7 @@ def test_a_pool_hands_its_reason_on() -> None:
     ("error", "reason"),
     [
         (system_error("ENOSPC", "/x/.0123456789ab.part.a.nii"), r"^/x/a.nii: No space left on device: make room"),
-        (system_error("EFBIG"), r"^File too large: the system limits"),
+        (system_error("EFBIG"), r"File too large: the system limits"),
         (system_error("EROFS", "/x"), r"^/x: Read-only file system: mend its permissions"),
         (system_error("EMFILE"), r"too many open files: .* ulimit -n"),
         (MemoryError(), r"^memory ran out: "),
