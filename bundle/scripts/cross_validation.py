@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Container, Sequence
@@ -27,9 +28,11 @@ from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
 from .provenance import PREDICTIONS, Run, predicted_cases, read_provenance, write_provenance
+from .workers import STARTED_BY, end_children_with_this_process
 
 __all__ = ["gather", "main"]
 
+MONAIS_WARNING = "ignore:parsing config_file:UserWarning"  # that configs are code, at each start; ours are trusted
 EXIT_STATUS = """exit status:
   0  every fold asked for is finished and scored
   1  a training or evaluation failed, or something has to be put right; the message says what
@@ -149,7 +152,9 @@ def _kind_of_training(fold: Fold) -> str:
 
 def _run(command: Sequence[str], fold: Fold) -> None:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")]))
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")])),
+        "PYTHONWARNINGS": ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), MONAIS_WARNING])),
+        STARTED_BY: str(os.getpid()),
     }
     if subprocess.run(command, env=environment).returncode:
         raise UserError(
@@ -208,4 +213,6 @@ def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run that it waits for is ended too
+    end_children_with_this_process()
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from monai.bundle import ConfigParser
 from .command_line import check_separator, differing, option_values, or_none
 from .data.datalist import read_splits
 from .data.layouts import NUM_FOLDS
+from .data.readable_json import read_json
 from .errors import UserError
 from .provenance import CASES
 from .reporting.curves import read_log
@@ -24,6 +24,7 @@ __all__ = ["BUNDLE_ROOT", "EVALUATION", "Fold", "Settings"]
 BUNDLE_ROOT = Path(__file__).parents[1]
 EVALUATION = str(BUNDLE_ROOT / "configs/evaluate.json")
 RAW = {"postprocessing_rules": "none"}
+EVALUATE_AGAIN = "remove it, and the fold is evaluated again"
 SET_BY_FOLD = ("fold", "resume", "checkpoint", "evaluation_dir", "predictions_dir")
 
 
@@ -74,18 +75,27 @@ class Fold(NamedTuple):
     def scored_otherwise(self) -> list[str]:
         """The settings that the scores were made with where they are to be others, such as "tta False"."""
         file = self.evaluation / "metrics.json"
-        settings = json.loads(file.read_text(encoding="utf-8")).get("settings", {}) if file.is_file() else {}
+        settings = (read_json(file, advice=EVALUATE_AGAIN).get("settings") or {}) if file.is_file() else {}
         return [f"{key} {settings[key]}" for key in differing(settings, self.scored_with)]
 
     @property
     def held_out(self) -> set[str] | None:
         """The cases that the training held out, None where it left no word of them."""
         file = self.folder / CASES
-        return set(json.loads(file.read_text(encoding="utf-8"))["validation"]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        names = read_json(file).get("validation")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{file} must name the held-out cases in a list 'validation': mend or remove it")
+        return set(names)
 
     def scores(self) -> list[dict[str, Any]]:
         """A row a case and class, as evaluation wrote them."""
-        return json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))["per_case"]
+        file = self.evaluation / "metrics.json"
+        rows = read_json(file, advice=EVALUATE_AGAIN).get("per_case")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "case" in row for row in rows):
+            raise UserError(f"{file} must hold a list 'per_case': {EVALUATE_AGAIN}")
+        return rows
 
 
 class Settings:
@@ -132,7 +142,7 @@ class Settings:
             UserError: names what differs.
         """
         file = fold.folder / "settings.json"
-        trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        trained = read_json(file) if file.is_file() else {}
         parser = self._parser(self.files, fold.number)
         now = {key: parser.get_parsed_content(key) for key in trained if key in parser}
         changed = [f"{key} {trained[key]}" for key in differing(trained, now)]

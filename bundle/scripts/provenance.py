@@ -157,7 +157,10 @@ def read_provenance(folder: str | Path) -> list[Run] | None:
     if not path.is_file():
         return None
     try:
-        return [Run(**run) for run in _read(path, {"runs": list})["runs"]]
+        runs = [Run(**run) for run in _read(path, {"runs": list})["runs"]]
+        if not all(_are_names(run.trained_on) and _are_names(run.predicted or []) for run in runs):
+            raise TypeError("trained_on and predicted must be names of cases")
+        return runs
     except TypeError as error:
         raise UserError(f"{path} is not a record of predictions: {error}; remove it or predict again") from error
 
@@ -240,10 +243,16 @@ def _locked(folder: Path) -> Iterator[None]:
 def _read(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not all(
         key in content and isinstance(content[key], kind) for key, kind in keys.items()
     ):
         raise UserError(f"{path} lacks the list(s) {', '.join(keys)}: it is not what its name says")
+    if not all(_are_names(content[key]) for key in keys if key != "runs"):
+        raise UserError(f"{path} holds something else than names of cases in {', '.join(keys)}: mend or remove it")
     return content
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))

@@ -221,11 +221,35 @@ def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:
     net = torch.nn.Linear(1, 1)
     before, now = torch.optim.AdamW(net.parameters()), torch.optim.AdamW(decay_matrices(net, 0.3))
     content = {"network": net.state_dict(), "optimizer": before.state_dict(), "epoch": 1}
+    content |= dict.fromkeys(["scaler", "ema_pseudo_dice", "best_scores"])
     torch.save(content, tmp_path / "checkpoint.pt")
     trainer = SimpleNamespace(optimizer=now, state=SimpleNamespace(max_epochs=2))
     scheduler = torch.optim.lr_scheduler.LambdaLR(now, lambda epoch: 1.0)
     with pytest.raises(UserError, match="its optimiser is not this config's, as after an update"):
         restore_run(trainer, Engine(lambda *_: None), net, scheduler, str(tmp_path), True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [{"epoch": "1"}, {"epoch": 1}, None])
+def test_weights_are_no_state_of_a_training(content: dict[str, object] | None, tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    state = net.state_dict() if content is None else {"network": net.state_dict(), **content}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint\.pt holds weights but no state of a training: .* --pretrained"):
+        restore_run(None, None, net, None, str(tmp_path), True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "5", ""])
+def test_broken_settings_are_named(content: str, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    (tmp_path / "settings.json").write_text(content)
+    (tmp_path / "checkpoint.pt").touch()
+    for use in (
+        lambda: load_weights(network(), tmp_path / "model.pt"),
+        lambda: check_preparation(tmp_path / "model.pt", {}),
+        lambda: open_run(str(tmp_path), True, {}),
+    ):
+        with pytest.raises(UserError, match=r"settings\.json (is not valid JSON|must hold an object)[^\n]* remove it"):
+            use()
 
 
 def test_a_folder_named_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, note_file
 from .leftovers import temporary_beside
 
 __all__ = [
@@ -145,7 +145,8 @@ class replacing:
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None = None, *_: object) -> None:
+        note_file(error, self.path)
         try:
             if kind is None:
                 flush_file(self.temporary)

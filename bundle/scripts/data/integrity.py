@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..workers import default_workers
+from ..workers import default_workers, end_with_starter
 from .case_report import CaseReport, Problem, examine_case
 from .files import image_suffix
 from .formats import drop_slice_axis
@@ -115,7 +115,7 @@ def _run_pool(
 ) -> Iterator[tuple[int, Any]]:
     """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost."""
     running: dict[Future, int] = {}
-    with ProcessPoolExecutor(workers, mp_context=_context()) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_context(), initializer=end_with_starter) as pool:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 index = waiting.pop()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..command_line import or_none
 from ..distributed import gather_objects, is_main_process, shard
-from ..errors import UserError, find_user_error
+from ..errors import UserError, find_user_error, one_line_reason
 from .cache_check import NO_LIST, find_damage
 from .formats import planar_axes
 from .headers import read_header
@@ -88,7 +88,7 @@ class _Jobs(torch.utils.data.Dataset):
         try:
             dataset.prepare(case)
         except Exception as error:
-            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir)
+            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
             if cause is None:
                 raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
             return str(cause)

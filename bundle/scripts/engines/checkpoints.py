@@ -18,6 +18,7 @@ from ..data.files import replacing
 from ..data.layouts import case_files
 from ..data.leftovers import remove_leftovers
 from ..data.outputs import check_output_folder, open_folder, refuse_foreign
+from ..data.readable_json import read_json
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
 
@@ -37,6 +38,7 @@ CHECKPOINT = "checkpoint.pt"
 FINAL = "model_final.pt"
 LOG = "training.log"
 SETTINGS = "settings.json"
+CHECKPOINT_KEYS = {"network", "optimizer", "scaler", "epoch", "ema_pseudo_dice", "best_scores"}
 logger = logging.getLogger("lightm_unet")
 
 
@@ -156,12 +158,12 @@ def open_run(
         remove_leftovers(cache, within=True)
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
-    if not resume and (checkpoint.exists() or (folder / FINAL).exists()):
+    if not resume and (_exists(checkpoint) or _exists(folder / FINAL)):
         raise UserError(
             f"{folder} already holds a run: continue it with --resume true, or start anew in another folder with "
             "--output_dir"
         )
-    if resume and not checkpoint.exists():
+    if resume and not _exists(checkpoint):
         raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
     settings = as_typed(json.loads(json.dumps(settings)))
     if resume:
@@ -233,7 +235,7 @@ def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
     """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so, or
     that the network pooled otherwise, which no weight's shape tells."""
     file = Path(path).parent / SETTINGS
-    trained = json.loads(file.read_text()) if file.is_file() else {}
+    trained = _read_settings(file)
     changed = [f"{key} {trained[key]}, now it is {preparation[key]}" for key in differing(trained, preparation)]
     if changed:
         logger.warning(
@@ -277,13 +279,28 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
         UserError: the orders differ.
     """
     settings = Path(path).parent / SETTINGS
-    trained = json.loads(settings.read_text()).get("scan_order") if settings.is_file() else None
+    trained = _read_settings(settings).get("scan_order")
     own = getattr(network, "scan_order", trained)
     if trained is not None and own != trained:
         raise UserError(
             f"the weights {path} were trained with scan_order {trained}, but the network reads in {own} order: "
             f"give --scan_order {trained}"
         )
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the output folder {file.parent}: {error.strerror}; mend its permissions, or give "
+            "another --output_dir"
+        ) from error
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    advice = "put the one of the training back, or remove it, and nothing is compared with it"
+    return read_json(file, advice=advice) if file.is_file() else {}
 
 
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -325,7 +342,7 @@ def _claim(folder: Path, log_file: logging.FileHandler) -> None:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    old = as_typed(json.loads(path.read_text())) if path.is_file() else {}
+    old = as_typed(_read_settings(path))
     # A run of an older version may not have noted everything.
     changed = [f"{key} was {old[key]}, now {settings[key]}" for key in differing(old, settings)]
     if changed:
@@ -341,12 +358,14 @@ def _restore(
 ) -> None:
     load_weights(network, path)
     saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(saved, dict) or not isinstance(saved.get("epoch"), int) or CHECKPOINT_KEYS - saved.keys():
+        raise UserError(f"{path} holds weights but no state of a training: start another one with --pretrained {path}")
     epoch = saved["epoch"]
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
     try:
         _restore_optimizer(trainer.optimizer, lr_scheduler, saved["optimizer"], epoch)
-    except ValueError as error:  # of its parameter groups; those of version 0.4 were others
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # parameter groups of version 0.4 were others
         raise UserError(
             f"the run in {path.parent} cannot go on: its optimiser is not this config's, as after an update of the "
             f"bundle or of the config; finish it with those, or start another run with --pretrained {path}"

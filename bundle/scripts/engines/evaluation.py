@@ -97,7 +97,7 @@ class SaveScores:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
-        self.regions = dict(regions or {})
+        self.regions = dict(or_none(regions) or {})
         self.ignore_label = or_none(ignore_label)
         self.settings = dict(settings or {})
         self.rows: list[dict[str, Any]] = []

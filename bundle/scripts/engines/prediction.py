@@ -32,7 +32,7 @@ from ..data.images import first_file, save_label_map, save_probabilities
 from ..data.layouts import case_files
 from ..data.outputs import check_names, check_output_folder, open_folder, refuse_foreign
 from ..distributed import is_main_process, shard
-from ..errors import UserError, find_user_error, in_one_line
+from ..errors import UserError, in_one_line
 from ..provenance import PREDICTIONS, predicted_cases
 
 __all__ = [
@@ -165,7 +165,7 @@ class CaseDataset(Dataset):
         try:
             return super().__getitem__(index)
         except Exception as error:  # whatever it is, the other cases still want their prediction
-            return BrokenCase(file=first_file(self.data[index]["image"]), error=str(find_user_error(error) or error))
+            return BrokenCase(file=first_file(self.data[index]["image"]), error=in_one_line(error))
 
 
 def collate(batch: Sequence[Any]) -> Any:
@@ -204,8 +204,7 @@ def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase |
     except Exception as error:  # out of memory, a full disk: the next case may still work
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        reason = find_user_error(error) or in_one_line(error)
-        return BrokenCase(file=file, error=str(reason))
+        return BrokenCase(file=file, error=in_one_line(error))
     return None
 
 
