@@ -151,6 +151,7 @@ def test_all_names_are_checked_before_the_first_prediction(tmp_path: Path, names
 def test_files_that_no_prediction_wrote_are_kept(tmp_path: Path, beside: str) -> None:
     """Neither switch asks to lose the probabilities of someone else."""
     folder, out = touch(tmp_path / "in", "a.nii.gz"), touch(tmp_path / "out", beside)
+    (out / beside).write_text("the user's")
     with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
         found(folder)
     if beside != "a.nii.gz":

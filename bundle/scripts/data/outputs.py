@@ -66,7 +66,7 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
     place = _resolved(file, option)
     if place.is_dir():
         raise UserError(f"{option} {file} is a folder: give a file")
-    if place in {Path(path).resolve() for path in inputs} or place.name.casefold() == "dataset.json":
+    if place in {Path(os.path.realpath(path)) for path in inputs} or place.name.casefold() == "dataset.json":
         raise UserError(f"{option} {file} is a file that is read, which would be lost: give another")
     if image_suffix(place) is not None:
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
@@ -211,7 +211,7 @@ def _input_folders(inputs: Iterable[str | Path]) -> set[Path]:
             folders.add(path.parent)
             if path.is_symlink():
                 folders.add(Path(os.path.realpath(path)).parent)
-    return {folder.resolve() for folder in folders}
+    return {Path(os.path.realpath(folder)) for folder in folders}  # an input may be a link that leads to itself
 
 
 def _ships_weights(folder: Path) -> bool:

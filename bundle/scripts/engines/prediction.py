@@ -89,9 +89,7 @@ def input_cases(
     if as_flag(skip_existing, "skip_existing"):
         logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
         cases = [case for case in cases if case not in existing]
-        known = predicted_cases(folder)
-        others = [case for case in cases if case["name"] not in known]
-        refuse_foreign([file for case in others for file in outputs_of(case, folder)], "--output_dir")
+        _keep_foreign(cases, folder)
     elif touched and not as_flag(overwrite, "overwrite"):
         raise UserError(
             f"{folder} already holds predictions of {len(touched)} of these {len(cases)} images: add "
@@ -126,6 +124,13 @@ def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, A
         raise UserError(f"the network takes {in_channels} channels, these are missing:\n  " + "\n  ".join(missing))
     paths = {name: [str(files[number]) for number in wanted] for name, files in channels.items()}
     return [{"name": name, "image": files[0] if single else files} for name, files in paths.items()]
+
+
+def _keep_foreign(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Refuse to lose files beside the label maps that no run said it would write, as skip_existing does not ask for."""
+    known = predicted_cases(folder)
+    beside = [file for case in cases if case["name"] not in known for file in outputs_of(case, folder)[1:]]
+    refuse_foreign([file for file in beside if not file.is_file() or file.stat().st_size], "--output_dir")
 
 
 def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
