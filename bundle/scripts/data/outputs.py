@@ -111,13 +111,17 @@ def check_names(outputs: Iterable[tuple[str, Path]]) -> None:
             raise UserError(f"{first[key]} and {source} would both be written into {path}: rename one of them")
 
 
-def refuse_foreign(files: Iterable[Path], option: str) -> None:
+def refuse_foreign(files: Iterable[Path], option: str, empty_too: bool = False) -> None:
     """Refuse to replace files that are there, where no run of the bundle is known to have written them.
+
+    Args:
+        empty_too: also files that hold nothing, which a power loss may have left.
 
     Raises:
         UserError: names the first of them.
     """
     there = [file for file in files if os.path.lexists(file)]
+    there = [file for file in there if empty_too or not file.is_file() or file.stat().st_size]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UserError(

@@ -167,7 +167,7 @@ def open_run(
     if resume:
         _check_settings(folder / SETTINGS, settings)
     elif is_main_process():  # the others see what it makes
-        refuse_foreign([folder / name for name in _not_ours(folder)], "--output_dir")
+        refuse_foreign([folder / name for name in _not_ours(folder)], "--output_dir", empty_too=True)
     _make_folder(folder, settings)
 
 

@@ -130,7 +130,7 @@ def _keep_foreign(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Refuse to lose files beside the label maps that no run said it would write, as skip_existing does not ask for."""
     known = predicted_cases(folder)
     beside = [file for case in cases if case["name"] not in known for file in outputs_of(case, folder)[1:]]
-    refuse_foreign([file for file in beside if not file.is_file() or file.stat().st_size], "--output_dir")
+    refuse_foreign(beside, "--output_dir")
 
 
 def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
