@@ -102,8 +102,9 @@ def test_a_path_that_monai_would_change_is_refused(config: str, option: str, val
         check(config, "--args_file", str(tmp_path / "args.json"))
 
 
-def test_a_reference_may_name_a_part_of_a_config(config: str) -> None:
-    check(config, "--output_dir", "@train#folder")
+@pytest.mark.parametrize("value", ["@train#folder", "['@a#b']", "{'path': '@train#folder'}", "$@train#folder + 'x'"])
+def test_a_reference_may_name_a_part_of_a_config(config: str, value: str) -> None:
+    check(config, "--train", value)
 
 
 @pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "~/out", "it's"])
