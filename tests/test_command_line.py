@@ -144,6 +144,11 @@ def test_parts_may_be_replaced_by_parts(config: str, words: list[str]) -> None:
     check(config, *words)
 
 
+@pytest.mark.parametrize("value", ["@train#folder", "['@a#b']", "{'path': '@train#folder'}", "$@train#folder + 'x'"])
+def test_a_reference_may_name_a_part_of_a_config(config: str, value: str) -> None:
+    check(config, "--epochs", value)
+
+
 @pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "~/out", "it's"])
 def test_other_folders_are_read_as_they_are(config: str, folder: str) -> None:
     check(config, "--output_dir", folder)

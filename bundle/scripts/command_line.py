@@ -107,7 +107,7 @@ def check_separator(name: str, value: str) -> None:
     Raises:
         UserError: says what to do instead.
     """
-    refers = value.lstrip("[(\"' ").startswith(("@", "%", "$"))  # there it leads to a part of a config
+    refers = set(value) & set("@%$") or value.lstrip().startswith("{")  # there it may lead to a part of a config
     if "#" in value and not refers:
         raise UserError(f"--{name} {value}: MONAI reads # as ::, so rename it, or give a link to it without #")
 

@@ -6,10 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from scripts.data import prepared
 from scripts.data.files import file_of_case, replacing
 from scripts.data.layouts import read_dataset
 from scripts.data.prepared import PreparedDataset
@@ -99,3 +101,36 @@ def test_what_a_link_leads_to_stays(tmp_path: Path, link: type[os.link]) -> None
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
     assert (tmp_path / "kept.txt").read_text() == "old" and (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_prepared_case_that_cannot_be_put_in_its_place_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only another process that was faster is none."""
+
+    def fail(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    dataset = PreparedDataset([], None, None, tmp_path, {})
+    arrays = {"image": np.zeros((1, 2, 2)), "label": np.zeros((1, 2, 2)), "foreground": np.zeros((3, 0))}
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        dataset._write(dataset.folder / "a-0", arrays)
+    assert [path.name for path in dataset.folder.iterdir()] == ["settings.json"]
+    (dataset.folder / "a-0").mkdir()
+    dataset._write(dataset.folder / "a-0", arrays)
+
+
+def test_every_array_is_on_the_disk_before_its_case_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(prepared, "flush_file", lambda path: flushed.append(path.name))
+    rename = Path.rename
+
+    def check(self: Path, target: Path) -> Path:
+        assert sorted(flushed) == sorted(path.name for path in self.iterdir())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", check)
+    dataset = PreparedDataset([], None, None, tmp_path, {})
+    dataset._write(dataset.folder / "a-0", {"image": np.zeros(1), "label": np.zeros(1), "foreground": np.zeros(1)})
+    assert {path.name for path in dataset.folder.iterdir()} == {"settings.json", "a-0"}

@@ -109,7 +109,7 @@ def test_nothing_goes_among_the_inputs(data: Path) -> None:
             check_output_folder(data / folder, "--output_dir", [data / "in/a.png", data / "in/b.png"])
     with pytest.raises(UserError, match="would lie among images"):
         check_output_folder(data / "store", "--output_dir", [data / "store"])
-    check_output_folder(data / "in/out", "--output_dir", [data / "in/a.png"])
+    check_output_folder(data / "in/out", "--output_dir", [data / "in/a.png", data / "loop"])
     check_output_folder(data, "--output_dir", [data / "in/a.png"])
 
 
@@ -166,6 +166,10 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"b would be replaced.*move it away, or give another --output_dir"):
         refuse_foreign([tmp_path / "a", tmp_path / "b"], "--output_dir")
+    touch(tmp_path / "a")
+    refuse_foreign([tmp_path / "a"], "--output_dir")
+    with pytest.raises(UserError, match="a would be replaced"):
+        refuse_foreign([tmp_path / "a"], "--output_dir", empty_too=True)
 
 
 def test_opening_a_folder_leaves_no_trace(tmp_path: Path) -> None:

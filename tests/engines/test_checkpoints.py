@@ -103,6 +103,7 @@ def test_a_training_that_failed_lets_go_of_its_folder(tmp_path: Path) -> None:
         (["model.pt", "settings.json", "cases.json"], "model.pt"),  # weights that were copied here
         (["model.pt", "settings.json", "training.log"], "model.pt"),  # a run whose checkpoints were deleted
         (["settings.json"], "settings.json"),
+        (["settings.json", "training.log"], "settings.json"),
         (["training.log"], "training.log"),
         (["log.jsonl", "notes.txt"], "log.jsonl"),
     ],
@@ -110,11 +111,21 @@ def test_a_training_that_failed_lets_go_of_its_folder(tmp_path: Path) -> None:
 def test_files_that_no_interrupted_run_left_are_kept(tmp_path: Path, there: list[str], kept: str) -> None:
     for name in there:
         (tmp_path / name).write_text(f"the user's {name}")
-    with pytest.raises(UserError, match=rf"/{kept}.* would be replaced.*another --output_dir"):
-        open_run(str(tmp_path), False, {})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        name: f"the user's {name}" for name in there
-    }
+    if "settings.json" in there:
+        (tmp_path / "settings.json").write_text('"the user\'s settings.json"')
+    with pytest.raises(UserError, match=rf"/({kept}|training\.log).* would be replaced.*another --output_dir"):
+        open_run(str(tmp_path), False, {"name": "a"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
+    assert all(f"the user's {name}" in (tmp_path / name).read_text() for name in there)
+
+
+def test_the_settings_of_another_program_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_text("another program's")
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
+    with pytest.raises(UserError, match=r"settings\.json is not that of a training"):
+        open_run(str(tmp_path), True, {"name": "a", "init_filters": 8})
+    assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_run_that_was_killed_in_its_first_epoch_starts_anew(tmp_path: Path) -> None:

@@ -138,14 +138,20 @@ def test_all_names_are_checked_before_the_first_prediction(tmp_path: Path, names
     if names[0].endswith(".tif"):
         (folder / "predictions.json").write_text('{"spacing": [1, 1]}')  # a TIFF's spacing goes along
     with pytest.raises(UserError, match=f"would both be written into .*/{clash}"):
-        found(folder)
+        input_cases(str(folder), str(tmp_path / "out"), save_probabilities="true")
     assert not (tmp_path / "out").exists()
+    if names == ["a.nii", "a.nii.gz"]:  # without probabilities their names differ
+        assert len(input_cases(str(folder), str(tmp_path / "out"))) == 2
+    else:
+        with pytest.raises(UserError, match=f"would both be written into .*/{clash}"):
+            found(folder)
 
 
 @pytest.mark.parametrize("beside", ["a_probabilities.nii.gz", "a.nii.gz"])
 def test_files_that_no_prediction_wrote_are_kept(tmp_path: Path, beside: str) -> None:
     """Neither switch asks to lose the probabilities of someone else."""
     folder, out = touch(tmp_path / "in", "a.nii.gz"), touch(tmp_path / "out", beside)
+    (out / beside).write_text("the user's")
     with pytest.raises(UserError, match="already holds predictions of 1 of these 1"):
         found(folder)
     if beside != "a.nii.gz":

@@ -66,7 +66,7 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
     place = _resolved(file, option)
     if place.is_dir():
         raise UserError(f"{option} {file} is a folder: give a file")
-    if place in {Path(path).resolve() for path in inputs} or place.name.casefold() == "dataset.json":
+    if place in {Path(os.path.realpath(path)) for path in inputs} or place.name.casefold() == "dataset.json":
         raise UserError(f"{option} {file} is a file that is read, which would be lost: give another")
     if image_suffix(place) is not None:
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
@@ -111,13 +111,17 @@ def check_names(outputs: Iterable[tuple[str, Path]]) -> None:
             raise UserError(f"{first[key]} and {source} would both be written into {path}: rename one of them")
 
 
-def refuse_foreign(files: Iterable[Path], option: str) -> None:
+def refuse_foreign(files: Iterable[Path], option: str, empty_too: bool = False) -> None:
     """Refuse to replace files that are there, where no run of the bundle is known to have written them.
+
+    Args:
+        empty_too: also files that hold nothing, which a power loss may have left.
 
     Raises:
         UserError: names the first of them.
     """
     there = [file for file in files if os.path.lexists(file)]
+    there = [file for file in there if empty_too or not file.is_file() or file.stat().st_size]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UserError(
@@ -211,7 +215,7 @@ def _input_folders(inputs: Iterable[str | Path]) -> set[Path]:
             folders.add(path.parent)
             if path.is_symlink():
                 folders.add(Path(os.path.realpath(path)).parent)
-    return {folder.resolve() for folder in folders}
+    return {Path(os.path.realpath(folder)) for folder in folders}  # an input may be a link that leads to itself
 
 
 def _ships_weights(folder: Path) -> bool:

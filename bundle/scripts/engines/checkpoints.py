@@ -167,19 +167,33 @@ def open_run(
         raise UserError(f"nothing to resume: {checkpoint} does not exist; check --output_dir, or leave out --resume")
     settings = as_typed(json.loads(json.dumps(settings)))
     if resume:
+        if (folder / SETTINGS).is_file() and not _is_ours(folder / SETTINGS, settings):
+            raise UserError(
+                f"{folder / SETTINGS} is not that of a training: put that back, or give another --output_dir"
+            )
         _check_settings(folder / SETTINGS, settings)
     elif is_main_process():  # the others see what it makes
-        refuse_foreign([folder / name for name in _not_ours(folder)], "--output_dir")
+        refuse_foreign([folder / name for name in _not_ours(folder, settings)], "--output_dir", empty_too=True)
     _make_folder(folder, settings)
 
 
-def _not_ours(folder: Path) -> list[str]:
+def _not_ours(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     """Files that a new run would replace, or write on in, and that no run that was killed in its first epoch left.
 
     Such a run has made training.log first, empty, and settings.json next; it had no weights yet.
     """
-    started = (folder / LOG).is_file() and ((folder / SETTINGS).is_file() or not (folder / LOG).stat().st_size)
+    log, file = folder / LOG, folder / SETTINGS
+    started = log.is_file() and (_is_ours(file, settings) if file.is_file() else not log.stat().st_size)
     return [BEST] if started else [BEST, LOG, SETTINGS, "cases.json", "log.jsonl"]
+
+
+def _is_ours(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a settings.json is a training's: it shares names with one; an empty one is as good as none."""
+    try:
+        content = json.loads(file.read_bytes() or b"{}")
+    except ValueError:
+        return False
+    return isinstance(content, dict) and (not content or not settings or bool(content.keys() & settings.keys()))
 
 
 def run_to_end(trainer: Engine) -> None:

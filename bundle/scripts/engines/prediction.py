@@ -55,6 +55,7 @@ def input_cases(
     skip_existing: bool | str = False,
     overwrite: bool | str = False,
     in_channels: int = 1,
+    save_probabilities: bool | str = False,
 ) -> list[dict[str, Any]]:
     """The cases this process is to predict: [{"name", "image": path or [a path per channel]}, …].
 
@@ -67,6 +68,7 @@ def input_cases(
         skip_existing: leave out cases whose prediction is there.
         overwrite: allow predictions that are there to be replaced.
         in_channels: channels that the network takes.
+        save_probabilities: whether the class probabilities will be saved too.
 
     Raises:
         UserError: no input; a case lacks channels, or the input is one of its files; two outputs would be one file;
@@ -80,16 +82,14 @@ def input_cases(
     folder = check_output_folder(output_dir, "--output_dir", [path for case in cases for path in case_files(case)])
     if deeper := folders_with_images(str(input_dir)):
         logger.warning(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}")
-    check_outputs(cases, folder)
+    check_outputs(cases, folder, as_flag(save_probabilities, "save_probabilities"))
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
     touched = [case for case in cases if any(file.exists() for file in outputs_of(case, folder))]
     if as_flag(skip_existing, "skip_existing"):
         logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
         cases = [case for case in cases if case not in existing]
-        known = predicted_cases(folder)
-        others = [case for case in cases if case["name"] not in known]
-        refuse_foreign([file for case in others for file in outputs_of(case, folder)], "--output_dir")
+        _keep_foreign(cases, folder)
     elif touched and not as_flag(overwrite, "overwrite"):
         raise UserError(
             f"{folder} already holds predictions of {len(touched)} of these {len(cases)} images: add "
@@ -126,6 +126,13 @@ def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, A
     return [{"name": name, "image": files[0] if single else files} for name, files in paths.items()]
 
 
+def _keep_foreign(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Refuse to lose files beside the label maps that no run said it would write, as skip_existing does not ask for."""
+    known = predicted_cases(folder)
+    beside = [file for case in cases if case["name"] not in known for file in outputs_of(case, folder)[1:]]
+    refuse_foreign(beside, "--output_dir")
+
+
 def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
     """Where a case's prediction goes: its own name, in its image's format (see prediction_suffix)."""
     return file_of_case(folder, case["name"], prediction_suffix(first_file(case["image"])))
@@ -140,14 +147,20 @@ def outputs_of(case: Mapping[str, Any], folder: str | Path) -> list[Path]:
     return files
 
 
-def check_outputs(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Refuse cases of which two, or one and the folder's record of predictions, would write one file.
+def check_outputs(cases: Sequence[Mapping[str, Any]], folder: Path, save_probabilities: bool = False) -> None:
+    """Refuse cases of which two, or one and the folder's record of predictions, would write one file, or of which one
+    would take another's away: the probabilities of an earlier prediction go.
 
     Raises:
         UserError: names the images and the file.
     """
-    record = ("the record of the predictions", folder / PREDICTIONS)
-    check_names([*((first_file(case["image"]), file) for case in cases for file in outputs_of(case, folder)), record])
+    names = [("the record of the predictions", folder / PREDICTIONS)]
+    for case in cases:
+        image, earlier = first_file(case["image"]), probabilities_path(output_path(case, folder))
+        files = [file for file in outputs_of(case, folder) if save_probabilities or file != earlier]
+        names += [(image, file) for file in files]
+        names += [] if save_probabilities else [("probabilities of an earlier prediction", earlier)]
+    check_names(names)
 
 
 class BrokenCase(dict):
