@@ -159,7 +159,7 @@ def test_a_plan_from_before_is_asked_to_be_made_again(tmp_path: Path) -> None:
     volume, picture = write_nifti(tmp_path / "a.nii.gz", PIXELS), write_picture(tmp_path / "a.png", PIXELS)
     before = LoadCased(["image"], 2, 1, {"a": 1}, rows_first=False)
     assert before({"image": str(picture)})["image"].shape == (1, ROWS, COLUMNS)
-    with pytest.raises(UserError, match=r"a\.nii\.gz: this task was planned when .* plan it again") as caught:
+    with pytest.raises(UserError, match=r"this task was planned .*rows_first.* plan it again") as caught:
         before({"image": str(volume)})
     assert "\n" not in str(caught.value)
     nib.save(nib.Nifti1Image(RNG.normal(size=(4, 5, 6)), np.eye(4)), tmp_path / "volume.nii")

@@ -79,9 +79,9 @@ class LoadCased(MapTransform):
     def _check_plan(self, path: str) -> None:
         if self.spatial_dims == 2 and not self.rows_first and columns_first(path):
             raise UserError(
-                f"{path}: this task was planned when 2D NIfTI, NRRD and MetaImage files came with rows and columns "
-                "exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, JPEG, "
-                "BMP or TIFF, add --rows_first true"
+                "this task was planned (without rows_first) when 2D NIfTI, NRRD and MetaImage files came with rows and "
+                "columns exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, "
+                "JPEG, BMP or TIFF, add --rows_first true"
             )
 
     def _check_image(self, image: torch.Tensor, path: str) -> None:

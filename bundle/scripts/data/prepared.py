@@ -28,7 +28,7 @@ from monai.transforms import Compose, Transform
 
 from ..command_line import as_typed, or_none
 from .files import case_name, replacing
-from .formats import columns_first
+from .formats import columns_first, shallow_before
 from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
@@ -184,10 +184,15 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
 
 
 def _relevant(settings: Mapping[str, Any], data: Sequence[Case]) -> dict[str, Any]:
-    """Without how the axes of 2D files are read, where there are none to which this matters."""
-    files = [path for case in data for path in _paths(case["image"])]
+    """With how files are read only where there are some to which this matters: others keep their digest."""
+    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
     matters = settings.get("spatial_dims") == 2 and or_none(settings.get("slice_axis")) is None
-    return {k: v for k, v in settings.items() if k != "rows_first" or (matters and any(map(columns_first, files)))}
+    relevant = {key: value for key, value in settings.items() if key != "rows_first"}
+    if matters and any(map(columns_first, files)):
+        relevant["rows_first"] = settings.get("rows_first", False)
+    if any(map(shallow_before, files)):
+        relevant["full_depth"] = True
+    return relevant
 
 
 def _compact_image(image: np.ndarray) -> np.ndarray:
