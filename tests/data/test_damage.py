@@ -17,6 +17,7 @@ from PIL import Image
 from tiff_files import write_tiff
 
 from scripts.data.formats import read_raw
+from scripts.data.prepared import source_files
 from scripts.errors import UserError
 
 FLIPS = 300
@@ -213,3 +214,15 @@ def test_voxels_in_several_files(tmp_path: Path, names: list[str], header: str, 
     (tmp_path / names[1]).write_bytes(damaged[:-9])
     with pytest.raises(UserError, match=r"a\.nhdr cannot be read"):
         read_raw(path)
+
+
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+def test_prepared_cases_depend_on_the_files_that_a_header_names(tmp_path: Path, name: str) -> None:
+    voxels, path = tmp_path / "of_another_name.bin", tmp_path / name
+    voxels.write_bytes(VOXELS)
+    header = META.format("False", SIZE, voxels.name) if name == "a.mhd" else NRRD.format(SIZE, "raw")
+    path.write_text(header.rstrip("\n") + (f"\ndata file: {voxels.name}\n" if name == "a.nhdr" else "\n"))
+    assert np.array_equal(read_raw(path).array[0], SCAN.transpose())
+    assert source_files({"image": str(path), "label": str(path)})[2:] == [voxels]
+    path.write_text("broken")
+    assert source_files({"image": str(path), "label": str(path)})[2:] == []

@@ -29,6 +29,7 @@ from monai.transforms import Compose, Transform
 from ..command_line import as_typed, or_none
 from .files import case_name, replacing
 from .formats import columns_first, shallow_before
+from .itk import voxel_files
 from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
@@ -223,6 +224,8 @@ def source_files(case: Case) -> list[Path]:
             beside.append(tiff_spacing_file(file))
         elif file.suffix.lower() in (".nhdr", ".mhd"):
             beside += [file.with_suffix(ending) for ending in (".raw", ".raw.gz", ".zraw")]
+            with contextlib.suppress(OSError, ValueError, TypeError):  # loading will say what is wrong with it
+                beside += [named for named in voxel_files(file) if named not in files]
     return files + [file for file in dict.fromkeys(beside) if file.is_file()]
 
 
