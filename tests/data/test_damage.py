@@ -17,6 +17,7 @@ from PIL import Image
 from tiff_files import write_tiff
 
 from scripts.data.formats import read_raw
+from scripts.data.prepared import source_files
 from scripts.errors import UserError
 
 FLIPS = 300
@@ -213,3 +214,39 @@ def test_voxels_in_several_files(tmp_path: Path, names: list[str], header: str, 
     (tmp_path / names[1]).write_bytes(damaged[:-9])
     with pytest.raises(UserError, match=r"a\.nhdr cannot be read"):
         read_raw(path)
+
+
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+def test_prepared_cases_depend_on_the_files_that_a_header_names(tmp_path: Path, name: str) -> None:
+    voxels, path = tmp_path / "of_another_name.bin", tmp_path / name
+    voxels.write_bytes(VOXELS)
+    header = META.format("False", SIZE, voxels.name) if name == "a.mhd" else NRRD.format(SIZE, "raw")
+    path.write_text(header.rstrip("\n") + (f"\ndata file: {voxels.name}\n" if name == "a.nhdr" else "\n"))
+    assert np.array_equal(read_raw(path).array[0], SCAN.transpose())
+    assert source_files({"image": str(path), "label": str(path)})[2:] == [voxels]
+    path.write_text("broken")
+    assert source_files({"image": str(path), "label": str(path)})[2:] == []
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "a.nhdr"])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float64"])
+def test_compressed_vectors(tmp_path: Path, name: str, dims: int, kind: str) -> None:
+    array = np.random.default_rng(0).integers(0, 99, (*(4, 5, 6)[-dims:], 3)).astype(kind)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / name), useCompression=True)
+    read = read_raw(tmp_path / name).array
+    assert read.dtype == array.dtype
+    assert np.array_equal(read, np.moveaxis(array, -1, 0) if dims == 2 else array.transpose(3, 2, 1, 0))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_channels_behind_the_space(tmp_path: Path, encoding: str) -> None:
+    """As 3D Slicer writes sequences; SimpleITK puts them first."""
+    array = np.random.default_rng(0).integers(0, 99, (3, 4, 5, 6)).astype(np.int16)  # channels, z, y, x
+    header = NRRD.format("6 5 4 3", encoding).replace("dimension: 3", "dimension: 4\nspace: RAS\nspace origin: (0,0,0)")
+    header = header.replace(
+        "endian", "space directions: (1,0,0) (0,1,0) (0,0,1) none\nkinds: domain domain domain list\nendian"
+    )
+    voxels = array.tobytes()
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + (gzip.compress(voxels) if encoding == "gzip" else voxels))
+    assert np.array_equal(read_raw(tmp_path / "a.nrrd").array, array.transpose(0, 3, 2, 1))

@@ -65,6 +65,11 @@ def nan(shape: tuple[int, ...]) -> np.ndarray:
         ("image", RNG.normal(size=(4, 5, 6, 2)).astype(np.float32), r"has 2 channel\(s\), the network takes 1"),
         ("label", np.full((4, 5, 6), 5, np.uint8), r"label value\(s\) 5; declared are \[0, 1, 2\]"),
         ("label", np.full((4, 5, 6), 0.5, np.float32), r"label value\(s\) 0.5"),
+        (
+            "label",
+            np.full((4, 5, 6), 2**24 + 1, np.int32),
+            "holds the label value 16777217: up to 16777216 can be told",
+        ),
         ("label", np.full((4, 5, 6), 0.9999999, np.float32), r"label value\(s\) 0.999999881;"),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from scripts.data.formats import read_raw
 from scripts.data.headers import read_header
+from scripts.data.prepared import PreparedDataset
 from scripts.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -66,6 +67,19 @@ def test_deep_pictures_lie_as_viewers_show_them(tmp_path: Path, orientation: int
     assert np.array_equal(
         read_raw(tmp_path / "deep.png").array, read_raw(tmp_path / "shallow.png").array * np.uint16(256)
     )
+
+
+def test_what_was_prepared_with_8_bits_is_not_taken(tmp_path: Path) -> None:
+    """The settings of prepared cases tell; those of 8 bits, which are the same, are as they were."""
+
+    def folder(image: str) -> Path:
+        return PreparedDataset([{"image": image, "label": "a.png"}], None, None, tmp_path, {}).folder
+
+    pixels = RNG.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "shallow.png")
+    write_png(tmp_path / "deep.png", pixels.astype(np.uint16), COLOUR)
+    assert folder(str(tmp_path / "shallow.png")) == folder("a.nii.gz")
+    assert folder(str(tmp_path / "deep.png")) == folder("a.tif") != folder("a.nii.gz")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

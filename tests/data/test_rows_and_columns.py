@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from scripts.data.files import prediction_suffix
@@ -17,11 +18,15 @@ from scripts.data.fingerprint import fingerprint
 from scripts.data.headers import read_header
 from scripts.data.images import LoadCased, load_image, save_label_map, save_probabilities
 from scripts.data.integrity import check_dataset
+from scripts.data.memory import load_memory_table
 from scripts.data.pairs import Pair, physical_spacing, read_label_map, read_pair
+from scripts.data.plan import Wishes
+from scripts.data.planning import make_plan
 from scripts.data.prepared import PreparedDataset
 from scripts.data.task import Task
 from scripts.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "bundle/configs"
 RNG = np.random.default_rng(0)
 ROWS, COLUMNS, HEIGHT, WIDTH = 12, 20, 0.5, 0.8  # pixels, and the size of one in mm
 PIXELS = RNG.integers(0, 255, (ROWS, COLUMNS), np.uint8)
@@ -159,7 +164,7 @@ def test_a_plan_from_before_is_asked_to_be_made_again(tmp_path: Path) -> None:
     volume, picture = write_nifti(tmp_path / "a.nii.gz", PIXELS), write_picture(tmp_path / "a.png", PIXELS)
     before = LoadCased(["image"], 2, 1, {"a": 1}, rows_first=False)
     assert before({"image": str(picture)})["image"].shape == (1, ROWS, COLUMNS)
-    with pytest.raises(UserError, match=r"a\.nii\.gz: this task was planned when .* plan it again") as caught:
+    with pytest.raises(UserError, match=r"this task was planned .*rows_first.* plan it again") as caught:
         before({"image": str(volume)})
     assert "\n" not in str(caught.value)
     nib.save(nib.Nifti1Image(RNG.normal(size=(4, 5, 6)), np.eye(4)), tmp_path / "volume.nii")
@@ -177,3 +182,21 @@ def test_prepared_cases_of_before_are_not_taken(tmp_path: Path) -> None:
     assert folder("a.png", **flat, rows_first=True) == folder("a.png", **flat)
     for other in ({"spatial_dims": 3, "slice_axis": None}, {"spatial_dims": 2, "slice_axis": 2}):
         assert folder("a.nii.gz", **other, rows_first=False) == folder("a.nii.gz", **other)
+
+
+def test_plans_say_that_rows_come_first(tmp_path: Path) -> None:
+    facts = fingerprint(check_dataset(write_dataset(tmp_path, ".nii.gz", write_nifti), workers=0))
+    overlay = make_plan(facts, "flat", str(tmp_path), load_memory_table(), Wishes()).overlay
+    assert overlay["rows_first"] is True and overlay["spacing"] == pytest.approx([HEIGHT, WIDTH])
+
+
+@pytest.mark.parametrize("config", ["train.json", "inference.json"])
+def test_configs_take_a_plan_without_it_for_one_of_before(config: str) -> None:
+    def rows_first(**overrides: object) -> bool:
+        content = ConfigParser.load_config_file(CONFIGS / config) | {"task": {}} | overrides
+        assert content["load"]["rows_first"] == "@rows_first"
+        return ConfigParser(content).get_parsed_content("rows_first")
+
+    assert rows_first() is False
+    assert rows_first(rows_first=True) is True
+    assert rows_first(task=json.loads((CONFIGS / "tasks/lung_xray.json").read_text())) is True

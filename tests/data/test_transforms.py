@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.images import LoadCased
+from scripts.data.normalization import Normalized
 from scripts.data.transforms import CropNonzerod, LabelIndexd, check_patch_size, image_dims, preprocessing
 from scripts.errors import UserError, find_user_error
 from scripts.postprocessing import to_label_map
@@ -222,3 +223,8 @@ def test_patch_sizes_follow_the_strides() -> None:
     for bad in (strides, [2, 2, 2], 2):
         with pytest.raises(UserError, match="each stage needs 2 numbers"):
             check_patch_size([16, 24], 2, bad)
+
+
+def test_rgb_is_of_8_bits() -> None:
+    with pytest.raises(UserError, match='normalization "rgb" divides by 255, but an image holds 4000'):
+        Normalized(["image"], ["rgb"])({"image": torch.full((1, 2, 2), 4000.0)})

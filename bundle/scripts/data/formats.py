@@ -17,7 +17,7 @@ from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES
 from .geometry import placement_conflict
 from .itk import read_itk
 from .nifti import read_nifti
-from .pictures import read_picture
+from .pictures import is_unusual_png, read_picture
 from .streams import Unreadable
 from .tiff import read_tiff
 
@@ -29,6 +29,7 @@ __all__ = [
     "planar",
     "planar_axes",
     "read_raw",
+    "shallow_before",
 ]
 
 DAMAGED = (zlib.error, EOFError)  # and OSError from gzip and bzip2: what a stream says that does not fit its checksum
@@ -134,6 +135,12 @@ def planar(
 def columns_first(path: str | Path) -> bool:
     """Whether the format counts voxels as (x, y), along a row first; pictures and TIFF count (rows, columns)."""
     return image_suffix(path) in NIFTI_SUFFIXES + ITK_SUFFIXES
+
+
+def shallow_before(path: str | Path) -> bool:
+    """Whether version 0.6 may have read other numbers from this file: a TIFF, or a PNG of another depth than 8 bits."""
+    path = Path(path)
+    return image_suffix(path) in TIFF_SUFFIXES or (image_suffix(path) == ".png" and is_unusual_png(path))
 
 
 def _rows_first(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+LARGEST_LABEL = 2**24  # that float32 holds exactly, as all below it
+
+
 class LoadCased(MapTransform):
     """Load a case's image and label channel-first and check them, so that nothing later fails obscurely.
 
@@ -79,9 +82,9 @@ class LoadCased(MapTransform):
     def _check_plan(self, path: str) -> None:
         if self.spatial_dims == 2 and not self.rows_first and columns_first(path):
             raise UserError(
-                f"{path}: this task was planned when 2D NIfTI, NRRD and MetaImage files came with rows and columns "
-                "exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, JPEG, "
-                "BMP or TIFF, add --rows_first true"
+                "this task was planned (without rows_first) when 2D NIfTI, NRRD and MetaImage files came with rows and "
+                "columns exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, "
+                "JPEG, BMP or TIFF, add --rows_first true"
             )
 
     def _check_image(self, image: torch.Tensor, path: str) -> None:
@@ -133,6 +136,8 @@ def load_image(
     images = [read_raw(file, label, grey) for file in paths]
     if conflicts := channel_conflicts(paths, images):
         raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
+    if label:
+        _check_exact(images[0].array, paths[0])
     arrays = [image.array.astype(np.float32) for image in images]
     raw = RawImage(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), images[0].affine)
     return _to_tensor(raw, spatial_dims, str(paths[0]))
@@ -164,6 +169,13 @@ def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) 
             np.savez_compressed(temporary, probabilities=probabilities)
         else:
             write_like(temporary, probabilities, like, channels=True)
+
+
+def _check_exact(label: np.ndarray, path: str | Path) -> None:
+    if label.dtype.kind in "iu" and label.dtype.itemsize > 2 and label.max(initial=0) > LARGEST_LABEL:
+        raise UserError(
+            f"{path} holds the label value {label.max()}: up to {LARGEST_LABEL} can be told apart, renumber it"
+        )
 
 
 def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:

@@ -24,7 +24,7 @@ class Normalized(MapTransform):
         schemes: one per channel (see ``normalizer``), or None: z-score every channel.
 
     Raises:
-        UserError: an unknown scheme, or not as many schemes as channels.
+        UserError: an unknown scheme, not as many schemes as channels, or an image with more than 8 bits for "rgb".
     """
 
     def __init__(self, keys: Sequence[Hashable], schemes: Sequence[Scheme] | None = None) -> None:
@@ -82,6 +82,11 @@ def zscore_nonzero(channel: torch.Tensor) -> torch.Tensor:
 
 
 def rgb(channel: torch.Tensor) -> torch.Tensor:
+    if channel.max() > 255:  # as a camera's 16 bits a channel; nnU-Net refuses them too
+        raise UserError(
+            f'normalization "rgb" divides by 255, but an image holds {channel.max():g}: plan the data set again '
+            "(python -m scripts.planning)"
+        )
     return channel / 255
 
 

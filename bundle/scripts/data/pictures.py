@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from .streams import BLOCK, LARGEST_RATIO, Unreadable
 
-__all__ = ["open_picture", "plain_mode", "read_picture"]
+__all__ = ["is_unusual_png", "open_picture", "plain_mode", "read_picture"]
 
 PNG, JPEG, BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
 # Their own classes: Image.open refuses large pictures by a limit that all users of Pillow in a process share.
@@ -69,6 +69,18 @@ def open_picture(path: Path) -> Image.Image:
         return Image.open(path) if magic is None else _READERS[magic](path)
     except UnidentifiedImageError as error:
         raise Unreadable("it is no picture that Pillow knows") from error
+
+
+def is_unusual_png(path: Path) -> bool:
+    """Whether a file is a PNG of 2 or 4 bits of grey, or of 16 bits for each of several samples."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(PNG) + 18)
+    if len(start) < len(PNG) + 18 or not start.startswith(PNG):
+        return False
+    depth, kind = start[-2:]
+    return depth in (2, 4) if kind == GREY else depth == 16
 
 
 def plain_mode(image: Image.Image) -> np.ndarray:

@@ -32,7 +32,8 @@ from monai.transforms import Compose, Transform
 from ..command_line import as_typed, or_none
 from .cache_check import find_damage, list_arrays, renew, renewed_place
 from .files import case_name, check_case_name, flush_file, flush_folder, replacing
-from .formats import columns_first
+from .formats import columns_first, shallow_before
+from .itk import voxel_files
 from .leftovers import temporary_beside
 from .tiff import tiff_spacing_file
 
@@ -209,10 +210,15 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
 
 
 def _relevant(settings: Mapping[str, Any], data: Sequence[Case]) -> dict[str, Any]:
-    """Without how the axes of 2D files are read, where there are none to which this matters."""
-    files = [path for case in data for path in _paths(case["image"])]
+    """With how files are read only where there are some to which this matters: others keep their digest."""
+    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
     matters = settings.get("spatial_dims") == 2 and or_none(settings.get("slice_axis")) is None
-    return {k: v for k, v in settings.items() if k != "rows_first" or (matters and any(map(columns_first, files)))}
+    relevant = {key: value for key, value in settings.items() if key != "rows_first"}
+    if matters and any(map(columns_first, files)):
+        relevant["rows_first"] = settings.get("rows_first", False)
+    if any(map(shallow_before, files)):
+        relevant["full_depth"] = True
+    return relevant
 
 
 def _compact_image(image: np.ndarray) -> np.ndarray:
@@ -243,6 +249,8 @@ def source_files(case: Case) -> list[Path]:
             beside.append(tiff_spacing_file(file))
         elif file.suffix.lower() in (".nhdr", ".mhd"):
             beside += [file.with_suffix(ending) for ending in (".raw", ".raw.gz", ".zraw")]
+            with contextlib.suppress(OSError, ValueError, TypeError):  # loading will say what is wrong with it
+                beside += [named for named in voxel_files(file) if named not in files]
     return files + [file for file in dict.fromkeys(beside) if file.is_file()]
 
 
