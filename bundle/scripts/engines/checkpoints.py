@@ -17,6 +17,7 @@ from ..command_line import as_flag, as_typed, differing
 from ..data.files import replacing
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
+from ..networks.weight_files import UnsoundWeightsError, read_weight_file
 
 __all__ = [
     "SaveCheckpoints",
@@ -24,6 +25,7 @@ __all__ = [
     "check_scan_order",
     "load_weights",
     "open_run",
+    "read_settings",
     "read_weights",
     "restore_run",
     "run_to_end",
@@ -172,25 +174,16 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """Load a file of weights (a state_dict) into a network.
 
     Raises:
-        UserError: the file is missing or no such file, or its weights do not fit the network, or the settings.json
-            beside it says that they fit another scan order.
+        UserError: the file is missing or no such file, was damaged or holds NaN, or its weights do not fit the
+            network, or the settings.json beside it says that they fit another scan order.
     """
-    state = read_weights(path)
-    check_scan_order(network, path)
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = "\n".join(str(error).splitlines()[:6])
-        raise UserError(
-            f"the weights {path} do not fit the network; check the task overlay, init_filters and stem.\n{reason}"
-        ) from error
+    _put_into(network, read_weights(path), path)
 
 
 def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
     """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so, or
     that the network pooled otherwise, which no weight's shape tells."""
-    file = Path(path).parent / SETTINGS
-    trained = json.loads(file.read_text()) if file.is_file() else {}
+    trained = read_settings(path)
     changed = [f"{key} {trained[key]}, now it is {preparation[key]}" for key in differing(trained, preparation)]
     if changed:
         logger.warning(
@@ -203,20 +196,34 @@ def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, to
     """A file of weights, or those of a checkpoint.pt, on the CPU; ``option`` is what names it on the command line.
 
     Raises:
-        UserError: the file is missing or holds something else.
+        UserError: the file is missing or holds something else, was damaged, or holds NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: train first, or give another file with {option}")
+    content = _read(path, f"give another with {option}")
+    state = content.get("network", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds something else than the weights of a network: give another with {option}")
+    return dict(state)
+
+
+def read_settings(checkpoint: str | Path) -> dict[str, Any]:
+    """What the settings.json beside a file of weights says of their training; nothing where there is none.
+
+    Raises:
+        UserError: it is broken.
+    """
+    file = Path(checkpoint).parent / SETTINGS
+    if not file.is_file():
+        return {}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has many errors for a broken file
-        reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
-        raise UserError(
-            f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or give another "
-            f"with {option}"
-        ) from error
-    return state["network"] if isinstance(state, dict) and "network" in state else state
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({in_one_line(error)}): copy it from the training again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no settings: copy it from the training again")
+    return content
 
 
 def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
@@ -227,14 +234,37 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
     Raises:
         UserError: the orders differ.
     """
-    settings = Path(path).parent / SETTINGS
-    trained = json.loads(settings.read_text()).get("scan_order") if settings.is_file() else None
+    trained = read_settings(path).get("scan_order")
     own = getattr(network, "scan_order", trained)
     if trained is not None and own != trained:
         raise UserError(
             f"the weights {path} were trained with scan_order {trained}, but the network reads in {own} order: "
             f"give --scan_order {trained}"
         )
+
+
+def _read(path: Path, remedy: str) -> Any:
+    try:
+        return read_weight_file(path)
+    except UnsoundWeightsError as error:
+        raise UserError(f"{path} {error}; {remedy}") from error
+    except Exception as error:  # zipfile and torch.load have many errors for a broken file
+        reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
+        raise UserError(
+            f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or {remedy}"
+        ) from error
+
+
+def _put_into(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    check_scan_order(network, path)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise UserError(
+            f"the weights {path} do not fit the network; check the task overlay, init_filters and stem "
+            f"({' '.join(reasons)[:300]})"
+        ) from error
 
 
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -290,8 +320,10 @@ def _restore(
     network: torch.nn.Module,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    load_weights(network, path)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = _read(path, f"the run in {path.parent} cannot go on from it: start another in another --output_dir")
+    if not isinstance(saved, Mapping) or not {"network", "optimizer", "epoch"} <= saved.keys():
+        raise UserError(f"{path} is not the checkpoint of a run: start another run in another --output_dir")
+    _put_into(network, saved["network"], path)
     epoch = saved["epoch"]
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")
