@@ -30,6 +30,7 @@ from .data.files import case_name
 from .data.images import first_file
 from .data.readable_json import write_json
 from .distributed import is_main_process
+from .engines.case_loading import is_unicode
 from .engines.ensemble import checkpoint_paths
 from .errors import UserError
 
@@ -121,7 +122,7 @@ def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], 
         output_dir: the folder of predictions.
         cases: [{"name", "image": path or paths, …}, …]; the name may be left to the file.
     """
-    names = [case.get("name") or case_name(first_file(case["image"])) for case in cases]
+    names = list(filter(is_unicode, map(_name, cases)))  # others are not predicted, and JSON cannot hold them
     fold, trained_on = read_training_cases(checkpoint)
     seen = sorted({*names} & {*(trained_on or ())})
     if seen:
@@ -205,8 +206,7 @@ def _check_held_out_before(file: Path, held_out: list[str]) -> None:
 
 
 def _name(case: Case) -> str:
-    image = case["image"]
-    return case.get("name") or case_name(image if isinstance(image, (str, Path)) else image[0])
+    return case.get("name") or case_name(first_file(case["image"]))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..data.files import replacing
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
 from ..networks.weight_files import UnsoundWeightsError, read_weight_file
+from .clean_start import start_clean
 
 __all__ = [
     "SaveCheckpoints",
@@ -166,6 +167,7 @@ def restore_run(
         UserError: the run is complete, or its checkpoint does not fit. A run that was stopped between its last
             checkpoint.pt and model_final.pt is not complete: it only writes the latter.
     """
+    start_clean(trainer, evaluator)  # whatever came of an earlier run in this process
     if as_flag(resume, "resume"):
         _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
 

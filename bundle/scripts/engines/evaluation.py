@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
+from monai.engines import Evaluator
 
 from ..command_line import or_none
 from ..data.files import case_name
@@ -18,8 +19,9 @@ from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
+from .clean_start import start_clean
 
-__all__ = ["SaveScores", "check_evaluation_dir"]
+__all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -50,6 +52,12 @@ def _scored_cases(metrics: Path) -> set[str]:
         return {row["case"] for row in json.loads(metrics.read_text(encoding="utf-8"))["per_case"]}
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return set()
+
+
+def evaluate(evaluator: Evaluator) -> None:
+    """Predict and score every case, also where an earlier run of this evaluator failed."""
+    start_clean(evaluator)
+    evaluator.run()
 
 
 class SaveScores:
