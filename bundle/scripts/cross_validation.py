@@ -21,6 +21,7 @@ from typing import Any
 
 from .command_line import as_config_files, check_words
 from .data.files import case_name, replacing
+from .engines.finished import prediction_problem
 from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
@@ -49,8 +50,8 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
     else:
-        otherwise = f" again, since it was evaluated with {', '.join(fold.scored_otherwise)}"
-        print(f"fold {fold.number}: evaluating{otherwise if fold.scored_otherwise else ''}", flush=True)
+        reason = fold.outdated
+        print(f"fold {fold.number}: evaluating{f' again, since {reason}' if reason else ''}", flush=True)
         _run(settings.evaluation(fold), fold)
 
 
@@ -60,7 +61,8 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     predictions/ is made anew, so that it holds the cases of these folds and no others.
 
     Raises:
-        UserError: a fold is not finished; a case was held out twice; the folder cannot be written.
+        UserError: a fold is not finished; a case was held out twice; a prediction is damaged; the folder cannot be
+            written.
     """
     missing = [str(fold.number) for fold in folds if not fold.evaluated]
     if missing:
@@ -69,6 +71,7 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     for fold in folds:
         rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
+    _check_predictions(folds)
     predictions = output_dir / "predictions"
     try:
         if predictions.exists():
@@ -163,6 +166,17 @@ def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
     write_provenance(target, *(read_provenance(source) or []))
+
+
+def _check_predictions(folds: Sequence[Fold]) -> None:
+    """Before the predictions that were gathered earlier go: a damaged file is not handed on."""
+    for fold in folds:
+        images, files = {row["case"]: row.get("file", "") for row in fold.scores()}, fold.predictions()
+        for case, image in images.items():
+            if problem := prediction_problem(files[case], image):
+                raise UserError(
+                    f"{files[case]} {problem}: remove it, and the same command evaluates fold {fold.number} again"
+                )
 
 
 def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:

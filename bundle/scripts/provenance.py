@@ -37,6 +37,7 @@ from .errors import UserError
 __all__ = [
     "Run",
     "check_held_out",
+    "read_held_out",
     "read_provenance",
     "read_training_cases",
     "record_predictions",
@@ -108,6 +109,16 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
     lists = [content["training"] for content in contents]
     names = None if None in lists else sorted(set().union(*lists))
     return (contents[0].get("fold") if len(contents) == 1 else None), names
+
+
+def read_held_out(folder: str | Path) -> set[str] | None:
+    """The cases that the training in a folder held out, None where it left no word of them.
+
+    Raises:
+        UserError: its cases.json is broken.
+    """
+    file = Path(folder) / CASES
+    return set(_read(file, {"validation": list})["validation"]) if file.is_file() else None
 
 
 def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], cases: Iterable[Case]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ __all__ = [
     "read_weights",
     "restore_run",
     "run_to_end",
+    "weights_digest",
 ]
 
 CHECKPOINT = "checkpoint.pt"
@@ -208,6 +210,15 @@ def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, to
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds something else than the weights of a network: give another with {option}")
     return dict(state)
+
+
+def weights_digest(path: str | Path) -> str:
+    """What tells a file of weights from every other: a digest of its bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_settings(checkpoint: str | Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
+from .checkpoints import weights_digest
 from .clean_start import start_clean
+from .ensemble import checkpoint_paths
 
 __all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
 
@@ -71,6 +73,7 @@ class SaveScores:
         regions: name -> names of the labels whose union is scored too.
         ignore_label: value of voxels that are left out, or None.
         settings: what the scores depend on, kept in metrics.json, so that cross-validation knows them again.
+        checkpoint: file of weights, or several, whose digests are kept likewise.
     """
 
     def __init__(
@@ -80,12 +83,15 @@ class SaveScores:
         regions: Mapping[str, Sequence[str]] | None = None,
         ignore_label: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        checkpoint: str | Sequence[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
         self.regions = dict(regions or {})
         self.ignore_label = or_none(ignore_label)
         self.settings = dict(settings or {})
+        self.checkpoints = checkpoint_paths(checkpoint) if checkpoint else []
+        self.weights: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -95,6 +101,7 @@ class SaveScores:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
+        self.weights = list(map(weights_digest, self.checkpoints))  # now, since a training may replace them meanwhile
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -122,6 +129,12 @@ class SaveScores:
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
         write_csv(self.output_dir / "metrics.csv", rows)
-        content = {"settings": self.settings, "cases": cases, "classes": summary, "per_case": rows}
+        content = {
+            "settings": self.settings,
+            "weights": self.weights,
+            "cases": cases,
+            "classes": summary,
+            "per_case": rows,
+        }
         write_json(self.output_dir / "metrics.json", content)
         logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
