@@ -71,10 +71,10 @@ def _tensors(content: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, content
     elif isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+            yield from _tensors(value, f"{name}.{key}".lstrip("."))
     elif isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
         for index, value in enumerate(content):
-            yield from _tensors(value, f"{name}.{index}")
+            yield from _tensors(value, f"{name}.{index}".lstrip("."))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
