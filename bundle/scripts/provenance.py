@@ -37,6 +37,7 @@ from .errors import UserError
 __all__ = [
     "Run",
     "check_held_out",
+    "forget_predictions",
     "read_held_out",
     "read_provenance",
     "read_training_cases",
@@ -155,6 +156,14 @@ def write_provenance(folder: str | Path, *runs: Run) -> None:
         kept = [replace(run, predicted=[name for name in run.predicted if name not in anew]) for run in earlier]
         written = [asdict(run) for run in (*kept, *runs) if run.predicted]
         write_json(Path(folder) / PREDICTIONS, {"runs": written})
+
+
+def forget_predictions(folder: str | Path, names: Iterable[str]) -> None:
+    """Take cases out of a folder's predictions.json: nobody can tell any more which model made what is there."""
+    if names := set(names):
+        with _locked(Path(folder)):
+            runs = [replace(run, predicted=sorted({*run.predicted} - names)) for run in read_provenance(folder) or []]
+            write_json(Path(folder) / PREDICTIONS, {"runs": [asdict(run) for run in runs if run.predicted]})
 
 
 def read_provenance(folder: str | Path) -> list[Run] | None:

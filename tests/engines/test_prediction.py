@@ -235,8 +235,10 @@ def test_the_case_after_a_failing_one_is_predicted(
 def test_only_files_of_this_run_count_as_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = volumes(tmp_path / "in", "a", "b_silent", "c_silent")
     volumes(tmp_path / "out", "a", "b_silent")  # of an earlier run
+    record_predictions(tmp_path / "out", "model.pt", input_cases(str(folder), str(tmp_path / "out"), overwrite=True))
     with caplog.at_level("INFO", logger="lightm_unet"):
-        assert predict_all(folder, overwrite=True) == (["a", "b_silent"], 1)
+        assert predict_all(folder, overwrite=True) == (["a", "b_silent", "predictions"], 1)
+    assert [run.predicted for run in read_provenance(tmp_path / "out") or []] == [["a", "c_silent"]]
     assert "1 of 3 predictions written" in caplog.text
     assert all("was not written" in failure for failure in failures(caplog)) and len(failures(caplog)) == 2
 

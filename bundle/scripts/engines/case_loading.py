@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from ..data.images import first_file
 from ..errors import UserError, find_user_error, in_one_line
 
-__all__ = ["BrokenCase", "CaseDataset", "collate", "is_unicode", "load_past_deaths"]
+__all__ = ["BrokenCase", "CaseDataset", "collate", "is_unicode", "load_past_deaths", "printable"]
 
 
 class BrokenCase(dict):
@@ -21,8 +21,7 @@ class BrokenCase(dict):
 
     def __str__(self) -> str:
         """The file and what is wrong with it; most errors name the file themselves."""
-        line = f"{self['file']}: {self['error'].removeprefix(self['file'] + ' ')}"
-        return line.encode("utf-8", "backslashreplace").decode()  # so that names of any bytes can be printed
+        return printable(f"{self['file']}: {self['error'].removeprefix(self['file'] + ' ')}")
 
 
 class CaseDataset(Dataset):
@@ -50,6 +49,11 @@ def is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def printable(text: str) -> str:
+    """The text with such names in a form that every log takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def load_past_deaths(dataloader: DataLoader) -> Iterator[Any]:

@@ -34,7 +34,8 @@ from ..data.images import first_file, save_label_map, save_probabilities
 from ..data.layouts import case_files
 from ..distributed import is_main_process, shard
 from ..errors import UserError, find_user_error, in_one_line
-from .case_loading import BrokenCase, CaseDataset, collate, load_past_deaths
+from ..provenance import forget_predictions
+from .case_loading import BrokenCase, CaseDataset, collate, load_past_deaths, printable
 from .clean_start import start_clean
 from .finished import prediction_problem, probabilities_problem
 
@@ -75,7 +76,7 @@ def input_cases(
     # A command line hands on a number where a folder is called 2024.
     cases, folder = group_channels(list_images(str(input_dir)), in_channels), Path(str(output_dir))
     if deeper := folders_with_images(str(input_dir)):
-        logger.warning(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}")
+        logger.warning(printable(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}"))
     _check_names(cases, folder)
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
@@ -152,7 +153,8 @@ def output_path(case: Mapping[str, Any], folder: str | Path) -> Path:
 def predict(evaluator: Evaluator, dataloader: DataLoader, output_dir: str) -> None:
     """Run the evaluator case by case, go on past cases that fail, and exit with status 1 if there were any.
 
-    A case counts as written if its file is there afterwards and is not the one that was there before.
+    A case counts as written if its file is there afterwards and is not the one that was there before; one that is
+    left from an earlier run is no longer said to be of this one (see provenance).
 
     Args:
         evaluator: does the inference and, in its postprocessing, the saving.
@@ -160,31 +162,27 @@ def predict(evaluator: Evaluator, dataloader: DataLoader, output_dir: str) -> No
         output_dir: where the postprocessing saves.
     """
     failures: list[BrokenCase] = []
+    left: list[str] = []
     hidden = None if is_main_process() else True
     cases: Sequence[Mapping[str, Any]] = dataloader.dataset.data
     batches = zip(cases, load_past_deaths(dataloader), strict=True)
     for case, batch in tqdm(batches, "predicting", len(cases), unit="case", disable=hidden):
-        failure = batch if isinstance(batch, BrokenCase) else _predict_to(case, evaluator, batch, output_dir)
+        name = case.get("name") or case_name(first_file(case["image"]))
+        target = output_path({"name": name, "image": case["image"]}, output_dir)
+        before = _stamp(target)
+        failure = batch if isinstance(batch, BrokenCase) else _predict_one(evaluator, batch)
+        if _stamp(target) in (None, before):
+            left += [name] if before else []
+            failure = failure or BrokenCase(file=first_file(case["image"]), error=f"{target} was not written")
         if failure:
             failures.append(failure)
             logger.error(str(failure))
+    forget_predictions(output_dir, left)
     logger.info(f"{len(cases) - len(failures)} of {len(cases)} predictions written to {output_dir}")
     if failures:
         lines = (f"  {failure}" for failure in failures)
         logger.error("\n".join([f"{len(failures)} image(s) could not be predicted:", *lines]))
         sys.exit(1)
-
-
-def _predict_to(
-    case: Mapping[str, Any], evaluator: Evaluator, batch: Mapping[str, Any], output_dir: str
-) -> BrokenCase | None:
-    name = case.get("name") or case_name(first_file(case["image"]))
-    target = output_path({"name": name, "image": case["image"]}, output_dir)
-    before = _stamp(target)
-    failure = _predict_one(evaluator, batch)
-    if failure is None and _stamp(target) in (None, before):
-        return BrokenCase(file=first_file(case["image"]), error=f"{target} was not written, for no known reason")
-    return failure
 
 
 def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase | None:
@@ -280,7 +278,7 @@ def _done(cases: Sequence[Mapping[str, Any]], folder: Path, with_probabilities: 
             problems[case["name"]] = f"{target} {problem}"
     if problems:
         shown = "; ".join([*problems.values()][:5]) + ("; …" if len(problems) > 5 else "")
-        logger.warning(f"{len(problems)} predictions that are there are made again: {shown}")
+        logger.warning(printable(f"{len(problems)} predictions that are there are made again: {shown}"))
     return {case["name"] for case in cases} - problems.keys()
 
 
