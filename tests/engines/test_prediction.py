@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from scripts.data.images import LoadCased, load_image
+from scripts.engines.finished import prediction_problem
 from scripts.engines.prediction import (
     BrokenCase,
     CaseDataset,
@@ -310,6 +311,22 @@ def test_what_is_no_whole_prediction_is_made_again(
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "lightm_unet"]
     assert warning.startswith("5 predictions that are there are made again: ")
     assert f"{a} is empty" in warning and f"{d} has another size than its image" in warning
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        ((np.zeros((1, 2, 3, 4), np.float32), np.eye(4)), "is no label map"),
+        ((np.zeros((2, 2, 3, 4), np.uint8), np.eye(4)), "is no label map"),
+        ((np.zeros((1, 2, 3, 4), np.uint8), np.diag([1.0, 1, 2, 1])), "has another voxel size than its image"),
+        ((np.zeros((1, 2, 3, 4), np.uint8), np.eye(4)), None),
+    ],
+)
+def test_what_is_a_prediction_of_an_image(
+    tmp_path: Path, made: tuple[np.ndarray, np.ndarray], problem: str | None
+) -> None:
+    image = write_image(tmp_path / "in/a.nii.gz", np.zeros((1, 2, 3, 4), np.float32))
+    assert prediction_problem(write_image(tmp_path / "out/a.nii.gz", *made), image) == problem
 
 
 def test_a_prediction_without_the_probabilities_asked_for_is_made_again(tmp_path: Path) -> None:

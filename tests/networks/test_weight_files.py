@@ -58,6 +58,12 @@ def test_a_part_that_is_marked_as_a_folder_is_refused(file: Path) -> None:
         read_weight_file(file)
 
 
+def test_files_without_checksums_are_refused(file: Path) -> None:
+    torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+    with pytest.raises(UnsoundWeightsError, match=r"before 1\.6, without checksums"):
+        read_weight_file(file)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
 def test_weights_and_buffers_are_finite(file: Path, value: float, name: str) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from ..data.formats import read_raw
+from ..data.geometry import SPACING_TOLERANCE
 from ..data.headers import read_header
 from ..errors import UserError
 
@@ -24,14 +27,19 @@ def prediction_problem(prediction: Path, image: str | Path) -> str | None:
     if not prediction.is_file() or not prediction.stat().st_size:
         return "is empty"
     try:
-        channels = len(read_raw(prediction, label=True).array)
+        array = read_raw(prediction, label=True).array
     except UserError:
         return "cannot be read"
-    expected, found = read_header(image), read_header(prediction)
-    if channels != 1 or found is None:
+    found, expected = read_header(prediction), read_header(image)
+    if len(array) != 1 or array.dtype.kind not in "bui" or found is None:
         return "is no label map"
-    if expected is not None and found[0] != expected[0]:
+    if expected is None:  # nothing to compare with; whoever reads the image says what is wrong with it
+        return None
+    if found[0] != expected[0]:
         return "has another size than its image"
+    spacings = found[1], expected[1]
+    if None not in spacings and not np.allclose(*spacings, rtol=SPACING_TOLERANCE, atol=0):
+        return "has another voxel size than its image"
     return None
 
 

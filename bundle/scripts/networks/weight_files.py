@@ -13,6 +13,7 @@ import torch
 __all__ = ["UnsoundWeightsError", "check_archive", "check_finite", "read_weight_file"]
 
 DOS_FOLDER = 0x10  # an attribute of a zip archive's part
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files begin that PyTorch saved before version 1.6
 
 
 class UnsoundWeightsError(ValueError):
@@ -39,9 +40,12 @@ def check_archive(path: str | Path) -> None:
     takes a small part of the time of loading.
 
     Raises:
-        UnsoundWeightsError: a part does not match its checksum.
+        UnsoundWeightsError: a part does not match its checksum, or an old file has none.
         Exception: whatever zipfile raises for a file that is no such archive, or no whole one.
     """
+    with Path(path).open("rb") as file:
+        if file.read(len(LEGACY)) == LEGACY:
+            raise UnsoundWeightsError("is of PyTorch before 1.6, without checksums: load it and torch.save it again")
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() or not all(map(_is_plain, archive.infolist())):
             raise UnsoundWeightsError("is damaged, its content does not match its checksums: copy it again")
