@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,19 @@ def test_images_in_sub_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptu
     (folder / "a.png").unlink()
     with pytest.raises(UserError, match=r"holds no image .*; its sub-folder more does"):
         found(folder)
+
+
+def test_a_sub_folder_that_may_not_be_opened_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, list_folder = touch(tmp_path / "in", "a.png"), Path.iterdir
+    (folder / "private").mkdir()
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "private":
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert found(folder) == {"a": "a.png"}
 
 
 def test_predictions_keep_name_format_and_grid(tmp_path: Path) -> None:

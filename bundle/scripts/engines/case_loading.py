@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -67,11 +68,11 @@ def load_past_deaths(dataloader: DataLoader) -> Iterator[Any]:
     """
     dataset, done = dataloader.dataset, 0
     while done < len(dataset):
-        try:
+        with contextlib.suppress(Exception):  # a worker's end, or what it cannot hand over; a case gives a BrokenCase
             for batch in _iterate(dataloader if done == 0 else _part(dataloader, range(done, len(dataset)))):
                 yield batch
                 done += 1
-        except Exception:  # a worker's end, or what it could not hand over; errors of a case come as BrokenCase
+        if done < len(dataset):
             yield _load_alone(dataloader, done)
             done += 1
 
