@@ -195,26 +195,6 @@ def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(
     assert "were trained with spacing [1, 1], now it is null: predictions may be wrong" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_a_run_that_goes_on_with_other_random_numbers_says_so(
-    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    net = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(net.parameters())
-    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
-    trainer.scaler, trainer.optimizer, trainer.data_loader = None, optimizer, SimpleNamespace(num_workers=4)
-    trainer.state.max_epochs, evaluator.state.ema_pseudo_dice = 2, 0.5
-    saver = SaveCheckpoints(str(tmp_path), net, optimizer, evaluator, {"a": 1})
-    saver.attach(trainer)
-    trainer.state.epoch = 1
-    saver._end_epoch(trainer)
-    trainer.data_loader = SimpleNamespace(num_workers=workers)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
-    restore_run(trainer, evaluator, net, scheduler, str(tmp_path), True)
-    trainer.run([0], max_epochs=2)
-    assert ("num_workers was 4, now 2" in caplog.text) == (workers == 2)
-
-
 def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:
     """That of version 0.4 had all parameters in one group."""
     net = torch.nn.Linear(1, 1)

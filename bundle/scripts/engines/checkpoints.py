@@ -99,7 +99,6 @@ class SaveCheckpoints:
             "epoch": trainer.state.epoch,
             "ema_pseudo_dice": self.evaluator.state.ema_pseudo_dice,
             "best_scores": trainer.state.best_scores,
-            "num_workers": _loading_processes(trainer),
         }
 
     def _end_run(self, trainer: Engine) -> None:
@@ -356,19 +355,9 @@ def _restore(
         engine.state.best_scores = saved["best_scores"]
         if engine.scaler is not None and saved["scaler"]:
             engine.scaler.load_state_dict(saved["scaler"])
-        now, before = _loading_processes(engine), saved.get("num_workers")
-        if before is not None and now != before:
-            logger.warning(
-                f"num_workers was {before}, now {now}: the run goes on with other random numbers than it would have"
-            )
         logger.info(f"resuming after epoch {epoch} of {engine.state.max_epochs}")
 
     trainer.add_event_handler(Events.STARTED, at_start)
-
-
-def _loading_processes(trainer: Engine) -> int | None:
-    """Each draws random numbers of its own, so that their number is a part of what a training depends on."""
-    return getattr(getattr(trainer, "data_loader", None), "num_workers", None)
 
 
 def _restore_optimizer(
