@@ -30,7 +30,7 @@ from scripts.engines.prediction import (
     predict,
 )
 from scripts.errors import UserError
-from scripts.provenance import read_provenance, record_predictions
+from scripts.provenance import Run, read_provenance, record_predictions, write_provenance
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -319,6 +319,7 @@ def test_what_is_no_whole_prediction_is_made_again(
     c.write_bytes(c.read_bytes()[: c.stat().st_size // 2])
     write_image(d, pixels[:, :-1])
     e.write_text("not an image")
+    write_provenance(tmp_path / "out", Run("model.pt", None, None, list("abcdef")))
     cases = input_cases(str(tmp_path / "in"), str(tmp_path / "out"), skip_existing="true")
     assert [case["name"] for case in cases] == list("abcde")
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "lightm_unet"]
@@ -348,6 +349,7 @@ def test_a_prediction_without_the_probabilities_asked_for_is_made_again(tmp_path
         write_image(tmp_path / f"out/{name}.png", np.ones((1, 3, 4), np.uint8))
     for name in "ab":
         np.savez_compressed(tmp_path / f"out/{name}_probabilities.npz", probabilities=np.ones((2, 3, 4)))
+    write_provenance(tmp_path / "out", Run("model.pt", None, None, list("abc")))
     half = tmp_path / "out/b_probabilities.npz"
     half.write_bytes(half.read_bytes()[:100])
     options = {"skip_existing": True, "save_probabilities": True}
