@@ -81,9 +81,8 @@ def _load_alone(dataloader: DataLoader, index: int) -> Any:
     try:
         return next(_iterate(_part(dataloader, [index])))
     except Exception as error:
-        reason = in_one_line(error)
-        if "DataLoader worker" in reason:
-            reason = "the process that loaded it was killed, probably for lack of memory: try with --num_workers 0"
+        killed = "the process that loaded it was killed, probably for lack of memory: try with --num_workers 0"
+        reason = killed if "DataLoader worker" in str(error) else in_one_line(error)
         return BrokenCase(file=first_file(dataloader.dataset.data[index]["image"]), error=reason)
 
 
