@@ -24,6 +24,7 @@ from .command_line import as_config_files, check_words
 from .data.files import case_name, flush_folder, replacing
 from .data.leftovers import remove_leftovers
 from .data.outputs import check_output_folder, open_folder, refuse_foreign
+from .engines.finished import prediction_problem
 from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
@@ -54,8 +55,8 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
     else:
-        otherwise = f" again, since it was evaluated with {', '.join(fold.scored_otherwise)}"
-        print(f"fold {fold.number}: evaluating{otherwise if fold.scored_otherwise else ''}", flush=True)
+        reason = fold.outdated
+        print(f"fold {fold.number}: evaluating{f' again, since {reason}' if reason else ''}", flush=True)
         _run(settings.evaluation(fold), fold)
 
 
@@ -65,8 +66,8 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     predictions/ is made anew, so that it holds the cases of these folds and no others.
 
     Raises:
-        UserError: a fold is not finished; a case was held out twice; nothing may be written there (data/outputs.py);
-            or files would be lost that no cross-validation wrote.
+        UserError: a fold is not finished; a case was held out twice; a prediction is damaged; nothing may be written
+            there (data/outputs.py); or files would be lost that no cross-validation wrote.
     """
     missing = [str(fold.number) for fold in folds if not fold.evaluated]
     if missing:
@@ -75,6 +76,7 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     for fold in folds:
         rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
+    _check_predictions(folds)
     predictions = check_output_folder(output_dir, "--output_dir") / "predictions"
     _refuse_to_lose(output_dir)
     for folder in (output_dir, predictions):
@@ -193,6 +195,17 @@ def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None
         if case_name(file) in cases:
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def _check_predictions(folds: Sequence[Fold]) -> None:
+    """Before the predictions that were gathered earlier go: a damaged file is not handed on."""
+    for fold in folds:
+        images, files = {row["case"]: row.get("file", "") for row in fold.scores()}, fold.predictions()
+        for case, image in images.items():
+            if problem := prediction_problem(files[case], image):
+                raise UserError(
+                    f"{files[case]} {problem}: remove it, and the same command evaluates fold {fold.number} again"
+                )
 
 
 def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from generators import write_image
+from monai.data import DataLoader
 from monai.transforms import Compose
 
 from scripts.data import preparation
 from scripts.data.augmentation import augmentation
+from scripts.data.draws import RandomDraws
 from scripts.data.headers import read_header
 from scripts.data.images import LoadCased
 from scripts.data.preparation import prepare_cases
@@ -334,3 +336,22 @@ def test_settings_are_noted_in_plain_words(cases: list, tmp_path: Path) -> None:
     dataset = dataset_of(cases, tmp_path / "cache", spacing=[1, 1, 1])
     dataset.prepare(0)
     assert json.loads((dataset.folder / "settings.json").read_text())["spacing"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_patches_do_not_depend_on_the_processes_that_load_them(
+    cases: list[dict[str, str]], tmp_path: Path, workers: int
+) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
+
+    def patches(workers: int) -> torch.Tensor:
+        torch.manual_seed(3)
+        loader = DataLoader(dataset, workers, batch_size=2, sampler=RandomDraws(dataset, 12))
+        return torch.cat([batch["image"] for batch in loader])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the loading processes
+    alone = patches(0)
+    assert torch.equal(patches(workers), alone)
+    assert len(torch.unique(alone.flatten(1), dim=0)) == 12, "each patch is another"
+    torch.set_num_threads(threads)

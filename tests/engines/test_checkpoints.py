@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from scripts.engines.checkpoints import (
     run_to_end,
 )
 from scripts.engines.optimizers import decay_matrices
+from scripts.engines.pretrained import start_from
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
@@ -58,6 +61,68 @@ def test_a_broken_file_is_said_to_be(tmp_path: Path, content: str) -> None:
     ) as caught:
         load_weights(network(), file)
     assert "weights_only" not in str(caught.value), "PyTorch advises to trust the file"
+
+
+def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    file, state = tmp_path / "model.pt", network().state_dict()
+    torch.save(state, file)
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(max(state.values(), key=torch.numel).numpy().tobytes())] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match=r"model\.pt is damaged.*copy it again; give another with --checkpoint$"):
+        load_weights(network(), file)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    next(iter(state.values())).view(-1)[0] = math.nan
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds NaN or infinite values in 1 of its tensors \(stem"):
+        load_weights(network(), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds NaN or infinite .*give another with --pretrained"):
+        start_from(network(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"network": 3}, {"a": "b"}, torch.zeros(2)])
+def test_other_things_than_weights_are_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds something else than the weights of a network"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"weight": torch.tensor([[math.inf]])}}, r"NaN or infinite values in 1 .* \(network\.weight\)"),
+        ({"optimizer": {"state": {0: {"exp_avg": torch.tensor(math.nan)}}}}, r"\(optimizer\.state\.0\.exp_avg\)"),
+        ({"epoch": None}, r"checkpoint\.pt is not the checkpoint of a run"),
+    ],
+)
+def test_a_run_does_not_go_on_from_what_is_no_number(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    net = torch.nn.Linear(1, 1)
+    content = {"network": net.state_dict(), "optimizer": {}, "epoch": 1} | change
+    torch.save({key: value for key, value in content.items() if value is not None}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=message + r".*start another"):
+        restore_run(Engine(lambda *_: None), Engine(lambda *_: None), net, None, str(tmp_path), True)  # type: ignore
+
+
+def test_a_run_starts_after_one_that_failed_in_this_process(tmp_path: Path) -> None:
+    """Trainer or validation: ignite's engines would return at once."""
+
+    def process(engine: Engine, batch: int) -> None:
+        ran.append(batch)
+        if fail:
+            raise MemoryError
+
+    ran: list[int] = []
+    trainer, evaluator = Engine(process), Engine(process)
+    for fail in (True, False):
+        restore_run(trainer, evaluator, torch.nn.Linear(1, 1), None, str(tmp_path), False)  # type: ignore[arg-type]
+        for engine in (trainer, evaluator):
+            engine.state.epoch = 0
+            with pytest.raises(MemoryError) if fail else nullcontext():
+                engine.run([7], max_epochs=1)
+    assert ran == [7] * 4
 
 
 def test_a_run_whose_checkpoint_was_deleted_is_not_overwritten(tmp_path: Path) -> None:
@@ -245,8 +310,9 @@ def test_weights_are_no_state_of_a_training(content: dict[str, object] | None, t
     net = torch.nn.Linear(1, 1)
     state = net.state_dict() if content is None else {"network": net.state_dict(), **content}
     torch.save(state, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"checkpoint\.pt holds weights but no state of a training: .* --pretrained"):
-        restore_run(None, None, net, None, str(tmp_path), True)  # type: ignore[arg-type]
+    engine = Engine(lambda *_: None)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is not the checkpoint of a run: start another run"):
+        restore_run(engine, engine, net, None, str(tmp_path), True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "5", ""])
@@ -257,10 +323,11 @@ def test_broken_settings_are_named(content: str, tmp_path: Path) -> None:
     for use in (
         lambda: load_weights(network(), tmp_path / "model.pt"),
         lambda: check_preparation(tmp_path / "model.pt", {}),
-        lambda: open_run(str(tmp_path), True, {}),
     ):
         with pytest.raises(UserError, match=r"settings\.json (is not valid JSON|must hold an object)[^\n]* remove it"):
             use()
+    with pytest.raises(UserError, match=r"settings\.json is not that of a training: put that back"):
+        open_run(str(tmp_path), True, {})
 
 
 def test_a_folder_named_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

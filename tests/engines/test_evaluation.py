@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from ignite.engine import Engine, Events
 
-from scripts.engines.evaluation import check_evaluation_dir
+from scripts.engines.checkpoints import weights_digest
+from scripts.engines.evaluation import SaveScores, check_evaluation_dir, evaluate
 from scripts.errors import UserError
 from scripts.provenance import Run, write_provenance
 
@@ -67,3 +70,33 @@ def test_two_cases_whose_predictions_would_be_one_file(tmp_path: Path) -> None:
     cases = labelled(tmp_path, "a", "a_probabilities")
     with pytest.raises(UserError, match=r"would both be written into .*a_probabilities\.nii\.gz"):
         check_evaluation_dir(str(tmp_path / "scores"), cases, str(tmp_path / "scores/predictions"))
+
+
+def test_scores_name_the_weights_that_made_them(tmp_path: Path) -> None:
+    """As they were when the evaluation began: a training may replace them meanwhile."""
+    weights = tmp_path / "model.pt"
+    weights.write_text("first")
+    digest = weights_digest(weights)
+    scores = SaveScores(str(tmp_path / "evaluation"), {"lung": 1}, checkpoint=str(weights))
+    engine = Engine(lambda *_: weights.write_text("second"))
+    engine.add_event_handler(Events.STARTED, scores._start)
+    engine.add_event_handler(Events.COMPLETED, scores._finish)
+    engine.run([0])
+    assert json.loads((tmp_path / "evaluation/metrics.json").read_text())["weights"] == [digest]
+    assert digest != weights_digest(weights)
+
+
+def test_an_evaluation_runs_after_one_that_failed() -> None:
+    def process(engine: Engine, batch: int) -> None:
+        ran.append(batch)
+        if len(ran) == 1:
+            raise MemoryError
+
+    ran: list[int] = []
+    engine = Engine(process)
+    engine.run = partial(engine.run, [7], max_epochs=1)  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        evaluate(engine)  # type: ignore[arg-type]
+    engine.state.epoch = 0
+    evaluate(engine)  # type: ignore[arg-type]
+    assert ran == [7, 7]

@@ -128,7 +128,7 @@ def list_images(path: str | Path) -> list[Path]:
 def folders_with_images(path: str | Path) -> list[str]:
     """Names of the folders in a folder that hold images themselves, sorted; none of a file."""
     folders = sorted(folder for folder in Path(path).glob("[!.]*") if folder.is_dir())
-    return [folder.name for folder in folders if any(map(_is_image, folder.iterdir()))]
+    return [folder.name for folder in folders if _holds_images(folder)]
 
 
 class replacing:
@@ -178,6 +178,13 @@ def flush_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(map(_is_image, folder.iterdir()))
+    except OSError:  # nobody may look into it, and nobody asked to
+        return False
 
 
 def _is_image(file: Path) -> bool:

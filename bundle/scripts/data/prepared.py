@@ -31,6 +31,7 @@ from monai.transforms import Compose, Transform
 
 from ..command_line import as_typed, or_none
 from .cache_check import find_damage, list_arrays, renew, renewed_place
+from .draws import Draw
 from .files import case_name, check_case_name, flush_file, flush_folder, replacing
 from .formats import columns_first, shallow_before
 from .itk import voxel_files
@@ -59,7 +60,8 @@ class PreparedDataset(Dataset):
     Args:
         data: [{"image": path or one per channel, "label": path}, …].
         preprocessing: loads and prepares a case with "image" and "label" (class indices, -1 for ignored voxels).
-        augment: transforms from a prepared case to a training patch (the first is ``RandPatchd``); None or empty:
+        augment: transforms from a prepared case to a training patch (the first is ``RandPatchd``), whose random numbers
+            a ``Draw`` as index brings along; None or empty:
             whole cases are handed out, {"image": float32 (channels, *spatial), "label": int16 (1, *spatial)}.
         cache_dir: where prepared cases are kept; may be shared by runs and by processes.
         settings: everything that ``preprocessing`` depends on, as JSON.
@@ -84,6 +86,8 @@ class PreparedDataset(Dataset):
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
 
     def _transform(self, index: int) -> Any:
+        if isinstance(index, Draw):
+            self.transform.set_random_state(seed=index.seed)
         return self.transform(self.load(index))
 
     def load(self, index: int) -> dict[str, np.ndarray]:

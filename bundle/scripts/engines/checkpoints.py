@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -21,6 +22,8 @@ from ..data.outputs import check_output_folder, open_folder, refuse_foreign
 from ..data.readable_json import read_json
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
+from ..networks.weight_files import UnsoundWeightsError, read_weight_file
+from .clean_start import start_clean
 
 __all__ = [
     "SaveCheckpoints",
@@ -28,9 +31,11 @@ __all__ = [
     "check_scan_order",
     "load_weights",
     "open_run",
+    "read_settings",
     "read_weights",
     "restore_run",
     "run_to_end",
+    "weights_digest",
 ]
 
 BEST = "model.pt"
@@ -223,6 +228,7 @@ def restore_run(
         UserError: the run is complete, or its checkpoint does not fit. A run that was stopped between its last
             checkpoint.pt and model_final.pt is not complete: it only writes the latter.
     """
+    start_clean(trainer, evaluator)  # whatever came of an earlier run in this process
     if as_flag(resume, "resume"):
         _restore(Path(output_dir) / CHECKPOINT, trainer, evaluator, network, lr_scheduler)
 
@@ -231,25 +237,16 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """Load a file of weights (a state_dict) into a network.
 
     Raises:
-        UserError: the file is missing or no such file, or its weights do not fit the network, or the settings.json
-            beside it says that they fit another scan order.
+        UserError: the file is missing or no such file, was damaged or holds NaN, or its weights do not fit the
+            network, or the settings.json beside it says that they fit another scan order.
     """
-    state = read_weights(path)
-    check_scan_order(network, path)
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = "\n".join(str(error).splitlines()[:6])
-        raise UserError(
-            f"the weights {path} do not fit the network; check the task overlay, init_filters and stem.\n{reason}"
-        ) from error
+    _put_into(network, read_weights(path), path)
 
 
 def check_preparation(path: str | Path, preparation: Mapping[str, Any]) -> None:
     """Warn of weights whose settings.json says that their images were prepared otherwise, or their classes named so, or
     that the network pooled otherwise, which no weight's shape tells."""
-    file = Path(path).parent / SETTINGS
-    trained = _read_settings(file)
+    trained = read_settings(path)
     changed = [f"{key} {trained[key]}, now it is {preparation[key]}" for key in differing(trained, preparation)]
     if changed:
         logger.warning(
@@ -268,20 +265,36 @@ def read_weights(path: str | Path, option: str = "--checkpoint") -> dict[str, to
     """A file of weights, or those of a checkpoint.pt, on the CPU; ``option`` is what names it on the command line.
 
     Raises:
-        UserError: the file is missing or holds something else.
+        UserError: the file is missing or holds something else, was damaged, or holds NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: train first, or give another file with {option}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has many errors for a broken file
-        reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
-        raise UserError(
-            f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or give another "
-            f"with {option}"
-        ) from error
-    return state["network"] if isinstance(state, dict) and "network" in state else state
+    content = _read(path, f"give another with {option}")
+    state = content.get("network", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds something else than the weights of a network: give another with {option}")
+    return dict(state)
+
+
+def weights_digest(path: str | Path) -> str:
+    """What tells a file of weights from every other: a digest of its bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_settings(checkpoint: str | Path) -> dict[str, Any]:
+    """What the settings.json beside a file of weights says of their training; nothing where there is none.
+
+    Raises:
+        UserError: it is broken.
+    """
+    file = Path(checkpoint).parent / SETTINGS
+    advice = "put the one of the training back, or remove it, and nothing is compared with it"
+    return read_json(file, advice=advice) if file.is_file() else {}
 
 
 def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
@@ -292,8 +305,7 @@ def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
     Raises:
         UserError: the orders differ.
     """
-    settings = Path(path).parent / SETTINGS
-    trained = _read_settings(settings).get("scan_order")
+    trained = read_settings(path).get("scan_order")
     own = getattr(network, "scan_order", trained)
     if trained is not None and own != trained:
         raise UserError(
@@ -312,9 +324,28 @@ def _exists(file: Path) -> bool:
         ) from error
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
-    advice = "put the one of the training back, or remove it, and nothing is compared with it"
-    return read_json(file, advice=advice) if file.is_file() else {}
+def _read(path: Path, remedy: str) -> Any:
+    try:
+        return read_weight_file(path)
+    except UnsoundWeightsError as error:
+        raise UserError(f"{path} {error}; {remedy}") from error
+    except Exception as error:  # zipfile and torch.load have many errors for a broken file
+        reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
+        raise UserError(
+            f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or {remedy}"
+        ) from error
+
+
+def _put_into(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    check_scan_order(network, path)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise UserError(
+            f"the weights {path} do not fit the network; check the task overlay, init_filters and stem "
+            f"({' '.join(reasons)[:300]})"
+        ) from error
 
 
 def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -356,7 +387,7 @@ def _claim(folder: Path, log_file: logging.FileHandler) -> None:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    old = as_typed(_read_settings(path))
+    old = as_typed(read_settings(path))
     # A run of an older version may not have noted everything.
     changed = [f"{key} was {old[key]}, now {settings[key]}" for key in differing(old, settings)]
     if changed:
@@ -370,10 +401,10 @@ def _restore(
     network: torch.nn.Module,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    load_weights(network, path)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(saved, dict) or not isinstance(saved.get("epoch"), int) or CHECKPOINT_KEYS - saved.keys():
-        raise UserError(f"{path} holds weights but no state of a training: start another one with --pretrained {path}")
+    saved = _read(path, f"the run in {path.parent} cannot go on from it: start another in another --output_dir")
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("epoch"), int) or CHECKPOINT_KEYS - saved.keys():
+        raise UserError(f"{path} is not the checkpoint of a run: start another run in another --output_dir")
+    _put_into(network, saved["network"], path)
     epoch = saved["epoch"]
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
         raise UserError(f"the run in {path.parent} has done all its {epoch} epochs: give more with --epochs")

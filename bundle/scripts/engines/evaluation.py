@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
+from monai.engines import Evaluator
 
 from ..command_line import or_none
 from ..data.files import case_name
@@ -21,9 +22,12 @@ from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
 from ..provenance import predicted_cases
+from .checkpoints import weights_digest
+from .clean_start import start_clean
+from .ensemble import checkpoint_paths
 from .prediction import check_outputs, outputs_of
 
-__all__ = ["SaveScores", "check_evaluation_dir"]
+__all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -74,6 +78,12 @@ def _scored_cases(metrics: Path) -> set[str]:
         return set()
 
 
+def evaluate(evaluator: Evaluator) -> None:
+    """Predict and score every case, also where an earlier run of this evaluator failed."""
+    start_clean(evaluator)
+    evaluator.run()
+
+
 class SaveScores:
     """Score each case on its original grid; write metrics.csv (a row per case and class) and metrics.json.
 
@@ -85,6 +95,7 @@ class SaveScores:
         regions: name -> names of the labels whose union is scored too.
         ignore_label: value of voxels that are left out, or None.
         settings: what the scores depend on, kept in metrics.json, so that cross-validation knows them again.
+        checkpoint: file of weights, or several, whose digests are kept likewise.
     """
 
     def __init__(
@@ -94,12 +105,15 @@ class SaveScores:
         regions: Mapping[str, Sequence[str]] | None = None,
         ignore_label: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        checkpoint: str | Sequence[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
         self.regions = dict(or_none(regions) or {})
         self.ignore_label = or_none(ignore_label)
         self.settings = dict(settings or {})
+        self.checkpoints = checkpoint_paths(checkpoint) if checkpoint else []
+        self.weights: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -109,6 +123,7 @@ class SaveScores:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
+        self.weights = list(map(weights_digest, self.checkpoints))  # now, since a training may replace them meanwhile
         self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _score(self, engine: Engine) -> None:
@@ -131,6 +146,12 @@ class SaveScores:
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
         write_csv(self.output_dir / "metrics.csv", rows)
-        content = {"settings": self.settings, "cases": cases, "classes": summary, "per_case": rows}
+        content = {
+            "settings": self.settings,
+            "weights": self.weights,
+            "cases": cases,
+            "classes": summary,
+            "per_case": rows,
+        }
         write_json(self.output_dir / "metrics.json", content)
         logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")

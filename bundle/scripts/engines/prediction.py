@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import DataLoader, Dataset, list_data_collate
+from monai.data import DataLoader
 from monai.engines import Evaluator
 from monai.transforms import MapTransform
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from ..command_line import as_flag
 from ..data.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
     case_name,
     file_of_case,
@@ -27,13 +28,18 @@ from ..data.files import (
     prediction_suffix,
     split_channel,
 )
-from ..data.formats import tiff_spacing_file
+from ..data.formats import read_raw
+from ..data.headers import read_header
 from ..data.images import first_file, save_label_map, save_probabilities
 from ..data.layouts import case_files
 from ..data.outputs import check_names, check_output_folder, open_folder, refuse_foreign
+from ..data.tiff import tiff_spacing_file
 from ..distributed import is_main_process, shard
 from ..errors import UserError, in_one_line
-from ..provenance import PREDICTIONS, predicted_cases
+from ..provenance import PREDICTIONS, forget_predictions, predicted_cases
+from .case_loading import BrokenCase, CaseDataset, collate, load_past_deaths, printable
+from .clean_start import start_clean
+from .finished import prediction_problem, probabilities_problem
 
 __all__ = [
     "BrokenCase",
@@ -60,12 +66,12 @@ def input_cases(
     """The cases this process is to predict: [{"name", "image": path or [a path per channel]}, …].
 
     Files named CASE_0000.ext, CASE_0001.ext, … are the channels of one case (nnU-Net's imagesTs), if all files
-    are named so; else every file is a case.
+    are named so; else every file is a case, and so is a file that holds all channels itself.
 
     Args:
         input_dir: a folder, or one image file.
         output_dir: where the predictions will go.
-        skip_existing: leave out cases whose prediction is there.
+        skip_existing: leave out cases whose prediction is there, whole and of the image's size.
         overwrite: allow predictions that are there to be replaced.
         in_channels: channels that the network takes.
         save_probabilities: whether the class probabilities will be saved too.
@@ -81,14 +87,15 @@ def input_cases(
     cases = group_channels(list_images(str(input_dir)), in_channels)
     folder = check_output_folder(output_dir, "--output_dir", [path for case in cases for path in case_files(case)])
     if deeper := folders_with_images(str(input_dir)):
-        logger.warning(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}")
+        logger.warning(printable(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}"))
     check_outputs(cases, folder, as_flag(save_probabilities, "save_probabilities"))
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
     touched = [case for case in cases if any(file.exists() for file in outputs_of(case, folder))]
     if as_flag(skip_existing, "skip_existing"):
-        logger.info(f"skipping {len(existing)} of {len(cases)} images, whose predictions exist")
-        cases = [case for case in cases if case not in existing]
+        done = _done(existing, folder, as_flag(save_probabilities, "save_probabilities"))
+        logger.info(f"skipping {len(done)} of {len(cases)} images, whose predictions exist")
+        cases = [case for case in cases if case["name"] not in done]
         _keep_foreign(cases, folder)
     elif touched and not as_flag(overwrite, "overwrite"):
         raise UserError(
@@ -105,25 +112,50 @@ def group_channels(images: Sequence[Path], in_channels: int) -> list[dict[str, A
     Raises:
         UserError: the files are channels (see input_cases) and cases lack some: names each missing file.
     """
-    channels: dict[str, dict[int | None, Path]] = {}
+    groups: dict[str, dict[int | None, Path]] = {}
     for image in images:
         name, channel = split_channel(image)
-        channels.setdefault(name, {})[channel] = image
-    numbers = {number for files in channels.values() for number in files}
-    single = numbers == {0}  # one file a case, which may hold several channels
-    if not single and (None in numbers or max(numbers) >= in_channels):
-        return [{"name": case_name(image), "image": str(image)} for image in images]
-    wanted = range(1 if single else in_channels)
+        groups.setdefault(name, {})[channel] = image
+    numbers = {number for files in groups.values() for number in files}
+    if numbers == {0}:  # one file a case, which may hold several channels
+        return [{"name": name, "image": str(files[0])} for name, files in groups.items()]
+    if None in numbers or max(numbers) >= in_channels:
+        return [_alone(image) for image in images]
+    whole = {name for name, files in groups.items() if any(_holds_all(file, in_channels) for file in files.values())}
+    channels = {name: files for name, files in groups.items() if name not in whole}
+    _check_complete(channels, in_channels)
+    cases = [_alone(image) for name in whole for image in groups[name].values()]
+    cases += [
+        {"name": name, "image": [str(files[number]) for number in range(in_channels)]}
+        for name, files in channels.items()
+    ]
+    return sorted(cases, key=lambda case: first_file(case["image"]))
+
+
+def _alone(image: Path) -> dict[str, Any]:
+    return {"name": case_name(image), "image": str(image)}
+
+
+def _holds_all(file: Path, in_channels: int) -> bool:
+    """Whether a file holds all channels of a case, as a colour picture does for a network of three."""
+    if image_suffix(file) not in PICTURE_SUFFIXES:
+        header = read_header(file)
+        return header is not None and header[2] == in_channels
+    try:
+        return len(read_raw(file).array) == in_channels  # how many a palette gives, no header tells
+    except UserError:  # it will be said when the case is loaded
+        return False
+
+
+def _check_complete(cases: Mapping[str, Mapping[int | None, Path]], in_channels: int) -> None:
     missing = [
         str(min(files.values()).with_name(f"{name}_{number:04d}{image_suffix(min(files.values()))}"))
-        for name, files in channels.items()
-        for number in wanted
+        for name, files in cases.items()
+        for number in range(in_channels)
         if number not in files
     ]
     if missing:
         raise UserError(f"the network takes {in_channels} channels, these are missing:\n  " + "\n  ".join(missing))
-    paths = {name: [str(files[number]) for number in wanted] for name, files in channels.items()}
-    return [{"name": name, "image": files[0] if single else files} for name, files in paths.items()]
 
 
 def _keep_foreign(cases: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -163,46 +195,35 @@ def check_outputs(cases: Sequence[Mapping[str, Any]], folder: Path, save_probabi
     check_names(names)
 
 
-class BrokenCase(dict):
-    """Stands in a batch for a case that could not be loaded: {"file", "error"}."""
-
-    def __str__(self) -> str:
-        """The file and what is wrong with it; most errors name the file themselves."""
-        return f"{self['file']}: {self['error'].removeprefix(self['file'] + ' ')}"
-
-
-class CaseDataset(Dataset):
-    """A dataset that hands out a BrokenCase, and does not raise, where a case cannot be loaded."""
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return super().__getitem__(index)
-        except Exception as error:  # whatever it is, the other cases still want their prediction
-            return BrokenCase(file=first_file(self.data[index]["image"]), error=in_one_line(error))
-
-
-def collate(batch: Sequence[Any]) -> Any:
-    """A batch of one case, which may be broken."""
-    return batch[0] if isinstance(batch[0], BrokenCase) else list_data_collate(batch)
-
-
 def predict(evaluator: Evaluator, dataloader: DataLoader, output_dir: str) -> None:
     """Run the evaluator case by case, go on past cases that fail, and exit with status 1 if there were any.
 
+    A case counts as written if its file is there afterwards and is not the one that was there before; one that is
+    left from an earlier run is no longer said to be of this one (see provenance).
+
     Args:
         evaluator: does the inference and, in its postprocessing, the saving.
-        dataloader: loads a CaseDataset one case at a time.
-        output_dir: named in the closing line.
+        dataloader: loads a CaseDataset one case at a time, in order.
+        output_dir: where the postprocessing saves.
     """
     failures: list[BrokenCase] = []
+    left: list[str] = []
     hidden = None if is_main_process() else True
-    for batch in tqdm(dataloader, "predicting", unit="case", disable=hidden):
+    cases: Sequence[Mapping[str, Any]] = dataloader.dataset.data
+    batches = zip(cases, load_past_deaths(dataloader), strict=True)
+    for case, batch in tqdm(batches, "predicting", len(cases), unit="case", disable=hidden):
+        name = case.get("name") or case_name(first_file(case["image"]))
+        target = output_path({"name": name, "image": case["image"]}, output_dir)
+        before = _stamp(target)
         failure = batch if isinstance(batch, BrokenCase) else _predict_one(evaluator, batch)
+        if _stamp(target) in (None, before):
+            left += [name] if before else []
+            failure = failure or BrokenCase(file=first_file(case["image"]), error=f"{target} was not written")
         if failure:
             failures.append(failure)
             logger.error(str(failure))
-    done = len(dataloader) - len(failures)
-    logger.info(f"{done} of {len(dataloader)} predictions written to {output_dir}")
+    forget_predictions(output_dir, left)
+    logger.info(f"{len(cases) - len(failures)} of {len(cases)} predictions written to {output_dir}")
     if failures:
         lines = (f"  {failure}" for failure in failures)
         logger.error("\n".join([f"{len(failures)} image(s) could not be predicted:", *lines]))
@@ -211,6 +232,7 @@ def predict(evaluator: Evaluator, dataloader: DataLoader, output_dir: str) -> No
 
 def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase | None:
     file = batch["image"].meta["filename_or_obj"][0]
+    start_clean(evaluator)
     evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
     try:
         evaluator.run()
@@ -219,6 +241,15 @@ def _predict_one(evaluator: Evaluator, batch: Mapping[str, Any]) -> BrokenCase |
             torch.cuda.empty_cache()
         return BrokenCase(file=file, error=in_one_line(error))
     return None
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What tells a file from the one that replaces it; None where there is none."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 class SavePredictiond(MapTransform):
@@ -260,5 +291,22 @@ def probabilities_path(prediction: Path) -> Path:
 def _check_whole_case(path: Path, in_channels: int) -> None:
     name, channel = split_channel(path)
     others = [path.with_name(f"{name}_{number:04d}{image_suffix(path)}") for number in range(in_channels)]
-    if path.is_file() and channel is not None and any(other != path and other.is_file() for other in others):
+    is_channel = path.is_file() and channel is not None and any(o != path and o.is_file() for o in others)
+    if is_channel and not (in_channels > 1 and _holds_all(path, in_channels)):
         raise UserError(f"{path} is one of {in_channels} channels of {name}: give their folder with --input_dir")
+
+
+def _done(cases: Sequence[Mapping[str, Any]], folder: Path, with_probabilities: bool) -> set[str]:
+    """The names of the cases whose prediction is whole. The others are said to be predicted again."""
+    problems: dict[str, str] = {}
+    for case in cases:
+        target = output_path(case, folder)
+        problem = prediction_problem(target, first_file(case["image"]))
+        if problem is None and with_probabilities:
+            problem = probabilities_problem(probabilities_path(target))
+        if problem:
+            problems[case["name"]] = f"{target} {problem}"
+    if problems:
+        shown = "; ".join([*problems.values()][:5]) + ("; …" if len(problems) > 5 else "")
+        logger.warning(printable(f"{len(problems)} predictions that are there are made again: {shown}"))
+    return {case["name"] for case in cases} - problems.keys()
