@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from scripts.engines.checkpoints import weights_digest
 from scripts.engines.evaluation import SaveScores, check_evaluation_dir, evaluate
 from scripts.errors import UserError
+from scripts.metrics import write_csv
 from scripts.provenance import Run, write_provenance
 
 
@@ -64,6 +65,11 @@ def test_files_that_no_evaluation_wrote_are_kept(tmp_path: Path, file: str) -> N
     if "predictions" in file:  # once an evaluation wrote it, it may write it again
         write_provenance(folder / "predictions", Run("model.pt", 0, None, ["a"]))
         check_evaluation_dir(str(folder), cases, str(folder / "predictions"))
+
+
+def test_an_evaluation_that_was_killed_between_its_two_files_is_done_again(tmp_path: Path) -> None:
+    write_csv(tmp_path / "metrics.csv", [{"case": "a", "class": "lung", "dice": 1.0}])
+    check_evaluation_dir(str(tmp_path), cases("a"))
 
 
 def test_two_cases_whose_predictions_would_be_one_file(tmp_path: Path) -> None:

@@ -6,24 +6,21 @@ weights that the bundle ships; it must be one that can be written; and the names
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..command_line import or_none
 from ..errors import UserError
+from .data_folders import data_set_folder, input_folders
 from .files import image_suffix
 from .leftovers import remove_leftovers, temporary_beside
 
 __all__ = ["check_names", "check_output_file", "check_output_folder", "open_folder", "refuse_foreign"]
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # the weights that the bundle ships
-# Of nnU-Net's and the Medical Segmentation Decathlon's layout, in lower case: some disks do not tell them apart.
-_DATA_FOLDERS = {f"{kind}{part}" for kind in ("images", "labels") for part in ("tr", "ts", "val")}
-_OURS = "predictions.json"  # inference and evaluation leave it in a folder of predictions
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:
@@ -42,7 +39,7 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
     existing = _nearest(place)
     if not existing.is_dir():
         raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
-    if place in _input_folders(inputs):
+    if place in input_folders(inputs):
         raise UserError(
             f"{option} {folder}: what is written would lie among images or labels that are read: give another folder"
         )
@@ -162,60 +159,9 @@ def _check_writable(existing: Path, shown: Any, option: str) -> None:
 
 
 def _check_place(folder: Path, shown: Any, option: str) -> None:
-    held = _data_set_folder(folder)
+    held = data_set_folder(folder)
     if held is not None:
         raise UserError(f"{option} {shown}: {held} holds the images or labels of a data set: give a place elsewhere")
-
-
-def _data_set_folder(folder: Path) -> Path | None:
-    """The folder of a data set's images or labels that ``folder`` is, or lies in."""
-    for place in (folder, *folder.parents):
-        if place.name.casefold() in _DATA_FOLDERS and _holds_data(place):
-            return place
-        for held in _listed_folders(place / "dataset.json"):
-            # Images beside dataset.json leave the folders beside them free.
-            if folder == held or (held in folder.parents and place in held.parents):
-                return held
-    return None
-
-
-def _holds_data(folder: Path) -> bool:
-    """Whether a folder with such a name is a data set's; one that is only being made of predictions is not."""
-    if (folder.parent / "dataset.json").is_file():
-        return True
-    own = (folder / _OURS).is_file()
-    return not own and folder.is_dir() and any(image_suffix(name) for name in os.listdir(folder))
-
-
-def _listed_folders(file: Path) -> set[Path]:
-    """The folders of all images and labels that a dataset.json lists, whatever its layout."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # none, or a broken one: who reads it will say so
-        return set()
-    images = (text.replace("\\", "/") for text in _texts(content) if image_suffix(text))
-    return {(file.parent / folder).resolve() for folder in {os.path.dirname(image) for image in images}}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-
-
-def _input_folders(inputs: Iterable[str | Path]) -> set[Path]:
-    """The folders that hold the inputs, and those that they are linked from."""
-    folders = set()
-    for path in map(Path, inputs):
-        if path.is_dir():
-            folders.add(path)
-        else:
-            folders.add(path.parent)
-            if path.is_symlink():
-                folders.add(Path(os.path.realpath(path)).parent)
-    return {Path(os.path.realpath(folder)) for folder in folders}  # an input may be a link that leads to itself
 
 
 def _ships_weights(folder: Path) -> bool:

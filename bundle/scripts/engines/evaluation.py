@@ -60,7 +60,8 @@ def check_evaluation_dir(
             "that would be lost: give another --evaluation_dir, or move it away"
         )
     if not scored and is_main_process():
-        refuse_foreign([folder / name for name in ("metrics.csv", "metrics.json")], "--evaluation_dir")
+        tables = [] if _is_table(folder / "metrics.csv") else [folder / "metrics.csv"]
+        refuse_foreign([*tables, folder / "metrics.json"], "--evaluation_dir")
     if predictions_dir is not None:
         predictions = check_output_folder(predictions_dir, "--predictions_dir", inputs)
         check_outputs(everything, predictions)
@@ -69,6 +70,15 @@ def check_evaluation_dir(
         refuse_foreign([file for case in others for file in outputs_of(case, predictions)], "--predictions_dir")
         open_folder(predictions, "--predictions_dir")
     open_folder(folder, "--evaluation_dir")
+
+
+def _is_table(metrics: Path) -> bool:
+    """Whether a metrics.csv is an evaluation's, as one leaves it that is killed before its metrics.json."""
+    try:
+        with metrics.open("rb") as file:
+            return file.read(11) == b"case,class,"
+    except OSError:
+        return False
 
 
 def _scored_cases(metrics: Path) -> set[str]:
