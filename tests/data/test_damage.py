@@ -141,6 +141,7 @@ GREEDY = {
         (META.format("True", SIZE, "LOCAL"), zlib.compress(VOXELS * 2), "more voxels"),
         (META.format("False", "10 14 0", "LOCAL"), VOXELS, "no voxels"),
         (META.format("False", SIZE, "gone.raw"), b"", "gone.raw, which is missing"),
+        (META.format("False", SIZE, "LOCAL\b"), VOXELS, "name of the file with its voxels is damaged"),
     ],
     "a.nrrd": [
         (NRRD.format("9000 9000 9000", "raw"), VOXELS, "cannot hold"),

@@ -74,9 +74,12 @@ def test_more_than_one_axis_of_channels_is_refused(tmp_path: Path) -> None:
         load_image(tmp_path / "a.nii", 3)
 
 
-def test_coloured_nifti(tmp_path: Path) -> None:
-    colours = RNG.integers(0, 255, (4, 5, 6, 3)).astype(np.uint8)
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5), (4, 5, 1)])
+def test_coloured_nifti(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    colours = RNG.integers(0, 255, (*shape, 3)).astype(np.uint8)
     stored = np.ascontiguousarray(colours).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     nib.save(nib.Nifti1Image(stored, np.eye(4)), tmp_path / "a.nii.gz")
-    assert np.array_equal(load_image(tmp_path / "a.nii.gz", 3), np.moveaxis(colours, -1, 0))
-    assert read_header(tmp_path / "a.nii.gz") == ([4, 5, 6], [1.0, 1.0, 1.0], 3)
+    image = load_image(tmp_path / "a.nii.gz", 3 if shape[-1] == 6 else 2)
+    rows_first = colours if shape[-1] == 6 else colours.reshape(4, 5, 3).swapaxes(0, 1)
+    assert np.array_equal(image, np.moveaxis(rows_first, -1, 0))
+    assert read_header(tmp_path / "a.nii.gz")[2] == 3

@@ -152,6 +152,25 @@ def test_jpeg_inside(tmp_path: Path) -> None:
     assert np.abs(read_raw(tmp_path / "a.tif").array.astype(int) - np.moveaxis(pixels, -1, 0)).max() < 6
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_pillow_reads_is_turned_once(tmp_path: Path, mode: str, orientation: int) -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16], pixels[16:, 32:] = (200, 40, 90), (20, 220, 20)
+    stored, shown = (
+        Image.fromarray(pixels).convert(mode),
+        np.asarray(Image.fromarray(pixels).convert(mode).convert("RGB")),
+    )
+    turns = {1: 0, 6: -1, 3: 2, 8: 1}
+    for compression in ("jpeg", "tiff_lzw", None):
+        stored.save(tmp_path / "a.tif", compression=compression, tiffinfo={274: orientation})
+        array = read_raw(tmp_path / "a.tif").array.astype(int)
+        assert array.shape[1:] == ((32, 48) if orientation < 5 else (48, 32))
+        if orientation in turns:
+            expected = np.moveaxis(np.rot90(shown, turns[orientation]), -1, 0)
+            assert np.abs(array - expected).max() < 12
+
+
 def test_cut_and_greedy_files_are_refused(tmp_path: Path) -> None:
     pixels = numbers((64, 64), "uint8")
     for compression in BYTES:

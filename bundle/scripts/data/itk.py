@@ -234,6 +234,8 @@ def _stored_nrrd(path: Path, file: BinaryIO) -> _Stored:
 
 def _named_files(path: Path, where: str, file: BinaryIO) -> list[Path]:
     """The files of voxels that a header names: one, a pattern ("part%03d.raw 1 9 1"), or a list in the next lines."""
+    if not where.isprintable():
+        raise Unreadable("the name of the file with its voxels is damaged")
     words = where.split()
     if words[0] == "LIST":
         names = [line.decode().strip() for line in file.read(LONGEST_HEADER).splitlines()]

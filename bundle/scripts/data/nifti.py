@@ -35,9 +35,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
             layout = stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter
             array = _voxels(ArrayProxy(stream, layout))
             check_rest(stream)
+    affine = np.asarray(image.affine, dtype=float)
     if array.dtype.names:  # RGB24, RGBA32
-        array = np.moveaxis(structured_to_unstructured(array), -1, array.ndim)
-    return channels_first(array), np.asarray(image.affine, dtype=float)
+        array = structured_to_unstructured(array)
+        return (channels_first(array) if array.ndim > 3 else np.moveaxis(array, -1, 0)), affine
+    return channels_first(array), affine
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def check_rest(stream: BinaryIO) -> None:
         OSError, EOFError, zlib.error: the stream is damaged.
     """
     while block := stream.read(BLOCK):
-        if block.strip(b"\0"):
+        if block.strip(b"\0\r\n"):
             raise Unreadable("it holds more voxels than its header asks for")
 
 

@@ -40,8 +40,9 @@ def read_tiff(path: Path, label: bool) -> tuple[np.ndarray, np.ndarray | None, s
         page = file.series[0].keyframe
         array, axes = _samples(path, file.series[0])
         stack = spacing is not None and array.ndim == 3  # even one of 3 slices, which looks like RGB
-        array, axes = _meant(array, axes, page, label, keep_alpha=spacing is not None)
-        orientation = page.tags.valueof(ORIENTATION, 1)
+        if not _is_pillows(page):
+            array, axes = _meant(array, axes, page, label, keep_alpha=spacing is not None)
+        orientation = 1 if _is_pillows(page) else page.tags.valueof(ORIENTATION, 1)
     channel = None if stack and array.ndim == 3 else next((axes.index(axis) for axis in "SC" if axis in axes), None)
     array = array[None] if channel is None else np.moveaxis(array, channel, 0)
     if array.ndim == 3:
@@ -71,17 +72,23 @@ def _spacing(path: Path) -> list[float] | None:
     return spacing
 
 
+def _is_pillows(page: tifffile.TiffPage) -> bool:
+    """Whether Pillow reads a page: as colours without alpha, 0 black, turned as its tag says."""
+    is_colour = page.photometric in (YCBCR, LAB) or (page.photometric == CMYK and page.bitspersample == 8)
+    return is_colour or not can_unpack(page)
+
+
 def _samples(path: Path, series: tifffile.TiffPageSeries) -> tuple[np.ndarray, str]:
     """Stored numbers and axes ("YX", "YXS", "ZYX", …) of a series of pages; colours where Pillow reads it."""
     page, bits = series.keyframe, series.keyframe.bitspersample
-    if page.photometric in (YCBCR, LAB) or (page.photometric == CMYK and bits == 8) or not can_unpack(page):
+    if _is_pillows(page):
         check_claim(math.prod(series.shape), path, "other")
         return _through_pillow(path)
     check_claim(math.prod(series.shape) * bits // 8, path, _ENCODINGS.get(page.compression, "other"))
     if page.compression in (RAW, *DEFLATE) and bits in (8, 16, 32, 64) and page.predictor == 1:
         return series.asarray(), series.axes
-    pages = np.stack([unpacked_page(part, path) for part in series.pages])
-    return pages.reshape(series.shape), series.axes
+    pages = [unpacked_page(part, path) for part in series.pages]
+    return (pages[0] if len(pages) == 1 else np.stack(pages)).reshape(series.shape), series.axes
 
 
 def _meant(
@@ -92,7 +99,7 @@ def _meant(
     if "S" in axes and extra and not keep_alpha and (page.photometric == RGB or ALPHA.issuperset(extra)):
         colours = page.samplesperpixel - len(extra) if page.photometric != RGB else 3
         array = array.take(range(colours), axes.index("S"))
-    if array.dtype.kind not in "bu" or not can_unpack(page):
+    if array.dtype.kind not in "bu":
         return array, axes
     if page.photometric == WHITE_IS_ZERO and (bits == 1 or not label):
         array = array.dtype.type((1 << bits) - 1) - array
@@ -113,7 +120,8 @@ def _colours(page: tifffile.TiffPage) -> np.ndarray:
 
 
 def _through_pillow(path: Path) -> tuple[np.ndarray, str]:
-    with TiffPicture(path) as image:
+    # By its name, Pillow would map a raw file into memory, with rows for columns where it lies on its side.
+    with path.open("rb") as file, TiffPicture(file) as image:
         frames = [plain_mode(frame) for frame in ImageSequence.Iterator(image)]
     axes = "YX" if frames[0].ndim == 2 else "YXS"
     return (frames[0], axes) if len(frames) == 1 else (np.stack(frames), "Z" + axes)

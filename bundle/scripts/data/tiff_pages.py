@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .streams import Unreadable
@@ -32,6 +32,8 @@ class TiffPicture(TiffImageFile):
     """Pillow's TIFF without its limit to the number of pixels, which all users of Pillow in a process share."""
 
     def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
         ImageFile.ImageFile.load_prepare(self)
 
 
