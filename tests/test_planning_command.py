@@ -197,11 +197,11 @@ def test_a_name_that_they_keep(name: str) -> None:
     planning.check_name(name)
 
 
-def test_no_data_set() -> None:
+def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--dataset_dir"):
         planning.main([])
     with pytest.raises(UserError, match="does not exist"):
-        planning.main(["--dataset_dir", "/nowhere"])
+        planning.main(["--dataset_dir", str(tmp_path / "nowhere")])
 
 
 def test_as_a_user_types_it(dataset: Path, tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_grey_pictures_in_colour_have_one_channel_where_one_is_declared(tmp_path
     assert check(tmp_path).cases[0].channels == 3
 
 
+def test_values_that_float32_does_not_hold(tmp_path: Path) -> None:
+    data = hard_case("label_gap", 2)
+    data.cases[1].image = data.cases[1].image.astype(np.float64)
+    data.cases[1].image[0, 0, 0, 0] = -1e300
+    (problem,) = check(write_msd(tmp_path, data)).errors
+    assert problem.file.endswith("gap_1.nii.gz") and "beyond 3.4e+38" in problem.message
+
+
 def test_an_image_in_place_of_a_label(tmp_path: Path) -> None:
     data = hard_case("label_gap", 2)
     root = write_msd(tmp_path, data)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fingerprints import fingerprint, nnunet_plan
+from fingerprints import STATISTICS, fingerprint, nnunet_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +136,12 @@ def test_colour_pictures_of_8_bits(changes: dict[str, Any], expected: list[str])
     facts = fingerprint((64, 64), None, channels=["R", "G", "B"])
     facts["per_case"] = [case | changes for case in facts["per_case"]]
     assert plan_of(facts).overlay["normalization"] == expected
+
+
+def test_a_ct_whose_foreground_has_one_intensity_is_z_scored() -> None:
+    flat = STATISTICS | {"p00_5": 7.0, "p99_5": 7.0, "std": 0.0}
+    plan = plan_of(fingerprint(channels=["CT"], intensity=[flat]))
+    assert plan.overlay["normalization"] == ["zscore"] and "one intensity" in reason(plan, "normalization of CT")
 
 
 def test_grey_pictures_are_z_scored() -> None:

@@ -177,6 +177,12 @@ def test_a_spacing_that_no_memory_holds(
     assert re.search(rf"a\.nii\.gz has 20 x 20 x 10 voxels .*{said}", str(find_user_error(caught.value)))
 
 
+@pytest.mark.parametrize("change", [{"lower": 5}, {"std": 0}, {"mean": "a"}, {"upper": float("nan")}])
+def test_ct_needs_a_range(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="lower below upper and std above 0"):
+        preprocessing(["image"], 3, None, [{"ct": {"lower": 0, "upper": 5, "mean": 2, "std": 1} | change}])
+
+
 def test_normalization_is_a_list() -> None:
     for one in ("zscore", {"ct": {}}, 3):
         with pytest.raises(UserError, match="normalization must be a list, a scheme a channel"):

@@ -19,6 +19,7 @@ __all__ = ["CaseReport", "Problem", "examine_case"]
 
 SAMPLES = 10_000
 SEED = 1234
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 MOST_VALUES = 10_000  # of a label map
 CHUNK = 2**20  # voxels that become float64 at a time
 
@@ -128,6 +129,8 @@ def _check_image(image: RawImage, report: CaseReport) -> None:
         report.errors.append(Problem(report.file, f"has {array.ndim - 1} spatial dimensions, 2 or 3 can be used"))
     if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(array)):
         report.errors.append(Problem(report.file, "holds NaN or infinite values"))
+    elif array.dtype.kind == "f" and any(np.abs(part).max() > LARGEST_FLOAT for part in _parts(array)):
+        report.errors.append(Problem(report.file, f"holds values beyond {LARGEST_FLOAT:.3g}, float32's largest"))
     else:
         constant = [i for i, channel in enumerate(array) if channel.size == 0 or channel.min() == channel.max()]
         if len(constant) == len(array):

@@ -114,6 +114,11 @@ def _scheme(fingerprint: Mapping[str, Any], index: int, cropped: bool) -> tuple[
         stats = fingerprint["intensity"][index]
         keys = {"lower": "p00_5", "upper": "p99_5", "mean": "mean", "std": "std"}
         numbers = {ours: round(float(stats[theirs]), 4) for ours, theirs in keys.items()}
+        if numbers["lower"] >= numbers["upper"] or numbers["std"] <= 0:
+            return (
+                "zscore",
+                "image by image: the foreground has one intensity, to which a CT cannot be clipped",
+            )
         return {"ct": numbers}, "the channel is called CT: clipped and scaled by the foreground of all cases"
     if name in ("nonorm", "none"):
         return "none", f"the channel is called {fingerprint['channels'][index]}"

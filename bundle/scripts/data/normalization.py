@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -62,10 +63,17 @@ def normalizer(scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
         return named[scheme]
     numbers = scheme.get("ct") if isinstance(scheme, Mapping) else None
     if isinstance(numbers, Mapping) and {"lower", "upper", "mean", "std"} <= numbers.keys():
-        return partial(ct, **{name: float(numbers[name]) for name in ("lower", "upper", "mean", "std")})
+        values = {name: _number(numbers[name]) for name in ("lower", "upper", "mean", "std")}
+        if not (all(map(isfinite, values.values())) and values["lower"] < values["upper"] and values["std"] > 0):
+            raise UserError(f"normalization: ct needs numbers, lower below upper and std above 0, not {dict(numbers)}")
+        return partial(ct, **values)
     raise UserError(
         f'normalization: {scheme!r} is none of {", ".join(named)} and {{"ct": {{"lower", "upper", "mean", "std"}}}}'
     )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else nan
 
 
 def zscore(channel: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import Theme, plain
+from .style import Theme, plain, shortened
 
 __all__ = ["draw_agreement", "draw_distribution", "draw_gains"]
 
@@ -16,7 +16,6 @@ DOTS = 300  # from this many cases on, single dots only blur the box
 LETTERS_ACROSS = 42  # of all names as long as the longest: more are written at a slant
 NAMES_AT_A_SLANT = 12  # more are written upright
 NAMES_UPRIGHT = 25  # more do not fit: every other one is left out, or more
-LONGEST_NAME = 18
 
 
 def draw_distribution(
@@ -39,7 +38,7 @@ def draw_distribution(
         _boxes(ax, [by_class[name] for name in classes], places, width, colour, theme)
         ax.plot([], [], "s", color=colour, label=result)
     ax.set_xlim(-0.6, len(classes) - 0.4)
-    _name_classes(ax, [_short(name) for name in classes])
+    _name_classes(ax, [shortened(name) for name in classes])
     ax.set_title(f"{title}, {unit}" if unit else title)
     if not unit:
         ax.set_ylim(top=1.02)  # room for a dot at 1, not for a tick above it
@@ -94,7 +93,7 @@ def draw_agreement(
     for i, (name, pairs) in enumerate(sizes.items()):
         expected, predicted = np.array(pairs, dtype=float).reshape(-1, 2).T
         style = {"s": 16, "alpha": 0.75, "linewidths": 0, "color": colours[i % 3], "marker": markers[i % 8]}
-        ax.scatter(expected, predicted, label=plain(_short(name)), **style)
+        ax.scatter(expected, predicted, label=plain(shortened(name)), **style)
     highest = max((max(pair) for pairs in sizes.values() for pair in pairs), default=0.0) or 1.0
     ax.plot([0, highest], [0, highest], color=theme.third, linewidth=1, zorder=0)
     ax.set_xlabel(f"reference, {unit}", fontsize=9)
@@ -115,9 +114,3 @@ def draw_gains(figure: Figure, theme: Theme, gains: Sequence[float]) -> None:
     if not len(ordered) or not np.abs(ordered).max():
         ax.set_ylim(-0.01, 0.01)
     ax.set_title("Gain in mean Dice by postprocessing")
-
-
-def _short(name: str) -> str:
-    """The beginning and the end of a long name: names of one data set often differ in the end alone."""
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[half + 1 - LONGEST_NAME :]}"
