@@ -75,7 +75,9 @@ class Fold(NamedTuple):
     def scored_otherwise(self) -> list[str]:
         """The settings that the scores were made with where they are to be others, such as "tta False"."""
         file = self.evaluation / "metrics.json"
-        settings = (read_json(file, advice=EVALUATE_AGAIN).get("settings") or {}) if file.is_file() else {}
+        settings = read_json(file, advice=EVALUATE_AGAIN).get("settings", {}) if file.is_file() else {}
+        if not isinstance(settings, dict):
+            raise UserError(f"{file} must hold an object 'settings': {EVALUATE_AGAIN}")
         return [f"{key} {settings[key]}" for key in differing(settings, self.scored_with)]
 
     @property
