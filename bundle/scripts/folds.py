@@ -94,7 +94,9 @@ class Fold(NamedTuple):
             metrics = json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        rows = metrics.get("per_case") if isinstance(metrics, dict) else None
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("settings", {}), dict):
+            return {}
+        rows = metrics.get("per_case")
         whole = isinstance(rows, list) and all(isinstance(row, dict) and "case" in row for row in rows)
         return metrics if whole else {}
 

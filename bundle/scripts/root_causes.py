@@ -110,11 +110,14 @@ def known_reason(error: BaseException) -> str | None:
     permissions, killed workers, a config's expressions; None for anything else, which may be a mistake of ours.
     """
     chain = causes(error)
-    reason = next(filter(None, map(_of_machine, chain, [*chain[1:], None])), None)
-    file = next((str(file) for cause in chain if (file := getattr(cause.error, _NOTED, None))), None)
-    if reason and file and file not in reason:
-        return f"{file} cannot be written: {reason}"
-    return reason or next(filter(None, map(_of_config, chain)), None)
+    found = ((_of_machine(*pair), pair[0]) for pair in zip(chain, [*chain[1:], None], strict=True))
+    reason, cause = next((pair for pair in found if pair[0]), (None, chain[0]))
+    if reason is None:
+        return next(filter(None, map(_of_config, chain)), None)
+    file = next((str(file) for other in chain if (file := getattr(other.error, _NOTED, None))), None)
+    if file is None:
+        return f"{_library(cause)}{reason}"
+    return reason if file in reason else f"{file} cannot be written: {reason}"
 
 
 def note_file(error: BaseException | None, path: str | Path) -> None:
@@ -146,12 +149,15 @@ def _of_system(cause: Cause) -> str | None:
     name, said, file = errno.errorcode.get(int(match[1]), ""), match[2], match[3]
     if file and "/torch_" in file:  # a tensor on its way from a loader worker
         return _SAYINGS[next(saying for saying in _SAYINGS if saying.startswith("shared memory"))]
-    place = f"{_TEMPORARY.sub('', file)}: " if file else _library(cause)
+    place = f"{_TEMPORARY.sub('', file)}: " if file else ""
     return f"{place}{said}" + (f": {_ADVICE[name]}" if name in _ADVICE else "")
 
 
 def _library(cause: Cause) -> str:
-    """Which library met an error that names no file, such as "tensorboard: "; nothing for Python's own and ours."""
+    """Which library met an error of the system that names no file, such as "tensorboard: "; nothing for ours."""
+    system = _SYSTEM.search(cause.message)
+    if system is None or system[3]:
+        return ""
     frames = list(traceback.walk_tb(cause.error.__traceback__)) if cause.error is not None else []
     names = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
     foreign = [name for name in names if name not in sys.stdlib_module_names and name not in ("scripts", "__main__")]
