@@ -36,6 +36,11 @@ class Ground:
         self.must(samples.evaluating(self.overlay, self.run, self.cache, self.predictions.parent))
 
     @property
+    def out(self) -> Path:
+        """Where a command may write what is thrown away."""
+        return self.folder / "out"
+
+    @property
     def weights(self) -> Path:
         return self.run / "model.pt"
 

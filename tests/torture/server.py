@@ -147,8 +147,8 @@ def _child(command: list[str], log: Path, setup: Setup | None) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")
-    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
     os.chdir(BUNDLE)
     subprocess.Popen = _ForkedProcess  # type: ignore[misc]
     return _become(command, setup)
