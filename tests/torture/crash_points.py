@@ -59,6 +59,36 @@ def die(folders: list[Path], number: int, moment: str, sign: int = signal.SIGKIL
     return setup
 
 
+def at_first(folders: list[Path], event: str, name: str, act: Callable[[], object]) -> Setup:
+    """Call ``act`` in the child after the first event of this kind whose file's name holds ``name``."""
+
+    def setup() -> None:
+        here, done = os.getpid(), False
+
+        def watch(moment: str, now: str, file: str) -> None:
+            nonlocal done
+            if moment == "after" and now == event and name in file and os.getpid() == here and not done:
+                done = True
+                act()
+
+        _patch(folders, watch)
+
+    return setup
+
+
+def failing(folders: list[Path], event: str, name: str, number: int) -> Setup:
+    """Have each event of this kind, on files whose names hold ``name``, fail with this error number."""
+
+    def setup() -> None:
+        def watch(moment: str, now: str, file: str) -> None:
+            if moment == "before" and now == event and name in file:
+                raise OSError(number, os.strerror(number), file)
+
+        _patch(folders, watch)
+
+    return setup
+
+
 def die_at_size(size: int) -> Setup:
     """Kill the child when it writes beyond this size in any file: the file then ends there."""
 

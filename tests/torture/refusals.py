@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,10 @@ class Scenario:
         named: the message must hold one of these.
         setup: called in the child first.
         may_succeed: an answer is fine too (a fault that a command can work round).
+        prepare: called first of all, for example to fill ground.out.
+        around: what the command runs in, such as a disk that is small.
         act: called beside the running child with its process id, to do something to it.
+        broken: names in ground.out of files that the scenario itself broke.
         then: looks at what the command left; returns a complaint or None.
     """
 
@@ -39,7 +43,10 @@ class Scenario:
     named: tuple[str, ...]
     setup: server.Setup | None = None
     may_succeed: bool = False
+    prepare: Callable[[], object] = lambda: None
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
     act: Callable[[int], None] | None = None
+    broken: tuple[str, ...] = ()
     then: Callable[[], str | None] = lambda: None
 
 
@@ -55,10 +62,7 @@ def run_all(
     for scenario in shuffled:
         if time.monotonic() > until:
             break
-        ended = _run(scenario, ground)
-        problems = judge(ended, scenario.named, scenario.may_succeed)
-        if complaint := scenario.then():
-            problems["afterwards"] = complaint
+        ended, problems = _run(scenario, ground)
         now = _kept(ground)
         if changed := whole.differing(now, before):
             problems["harmed"] = ", ".join(changed)
@@ -103,13 +107,22 @@ def message(output: str) -> str:
     return "\n".join(lines[last:more])
 
 
-def _run(scenario: Scenario, ground: Ground) -> server.Ended:
+def _run(scenario: Scenario, ground: Ground) -> tuple[server.Ended, dict[str, str]]:
     ground.log.unlink(missing_ok=True)
     shutil.rmtree(ground.out, ignore_errors=True)
-    pid = server.start(scenario.command, ground.log, scenario.setup)
-    if scenario.act:
-        scenario.act(pid)
-    return server.finish(pid, ground.log, 60)
+    scenario.prepare()
+    with scenario.around():
+        pid = server.start(scenario.command, ground.log, scenario.setup)
+        if scenario.act:
+            scenario.act(pid)
+        ended = server.finish(pid, ground.log, 60)
+        problems = judge(ended, scenario.named, scenario.may_succeed)
+        if complaint := scenario.then():
+            problems["afterwards"] = complaint
+        broken = [file for file in whole.broken_files(ground.out) if not file.startswith(scenario.broken)]
+        if broken:
+            problems["corrupt"] = ", ".join(broken)
+    return ended, problems
 
 
 def _kept_folders(ground: Ground) -> list[Path]:
