@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,10 +86,38 @@ def _file_limits(ground: Ground) -> Iterator[Scenario]:
 
 def _file_limit(size: int) -> server.Setup:
     def setup() -> None:
+        _print_into_a_pipe()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     return setup
+
+
+def _print_into_a_pipe() -> None:
+    """Have another process write what this one prints, since its log file may not grow either."""
+    log, here = os.dup(1), os.getpid()
+    readable, writable = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        os.setsid()
+        os.close(writable)
+        while block := os.read(readable, 1 << 16):
+            os.write(log, block)
+        os._exit(0)
+    os.close(readable)
+    for stream in (1, 2):
+        os.dup2(writable, stream)
+    os.close(writable)
+
+    def wait() -> None:
+        if os.getpid() == here:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for descriptor in (1, 2):
+                os.dup2(log, descriptor)
+            os.waitpid(helper, 0)
+
+    atexit.register(wait)
 
 
 def _permissions(ground: Ground) -> Iterator[Scenario]:

@@ -124,16 +124,19 @@ def measure(subject: Subject, ground: Ground, rng: random.Random) -> None:
     rng.shuffle(subject.kills)
 
 
-def run(ground: Ground, journal: Journal, rng: random.Random, until: float, only: str = "") -> None:
-    """Kill all subjects in turns until the time is up."""
-    chosen = [subject for subject in subjects(ground) if only in subject.name]
-    rows = {subject.name: journal.row("kills", subject.name) for subject in chosen}
-    for subject in chosen:
-        measure(subject, ground, rng)
+def run(ground: Ground, journal: Journal, rng: random.Random, until: float) -> None:
+    """Kill all subjects in turns, in random order, until the time is up."""
+    chosen = subjects(ground)
+    rng.shuffle(chosen)
+    rows: dict[str, Row] = {}
     while time.monotonic() < until:
         for subject in chosen:
-            if time.monotonic() < until:
-                _turn(subject, ground, journal, rows[subject.name], rng)
+            if rows and time.monotonic() > until:
+                break
+            if subject.name not in rows:
+                rows[subject.name] = journal.row("kills", subject.name)
+                measure(subject, ground, rng)
+            _turn(subject, ground, journal, rows[subject.name], rng)
     for subject in chosen:
         if subject.kills:
             rows[subject.name].note = f"{len(subject.kills)} planned kills not reached in this time"

@@ -32,11 +32,11 @@ def run(ground: Ground, journal: Journal, rng: random.Random, until: float) -> N
         row.note = f"skipped: {reason}"
         return
     subjects = [subject for subject in kills.subjects(ground) if subject.name in NAMES]
-    for subject in subjects:
-        kills.measure(subject, ground, rng)
     number = 0
     while number == 0 or time.monotonic() < until:
         subject, at_end = subjects[number % len(subjects)], number % 3 == 2
+        if not subject.wanted:
+            kills.measure(subject, ground, rng)
         delay = None if at_end else rng.uniform(0.3, 1.2) * subject.seconds
         name = f"{subject.name} {'at its end' if at_end else f'after {delay:.2f} s'}"
         journal.trial(row, name, _trial(subject, ground, delay, synced=rng.random() < 0.3, flushed=rng.random() < 0.6))

@@ -18,6 +18,7 @@ from .table import Journal, Row
 
 _MESSAGE = re.compile(r"^(error: |\S.*: error: )")
 _LOGGED = re.compile(r"^(\S+ )?ERROR\b|^\d+ errors?$")
+_RAISED = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
 _OUTER = "(its message stands above)"  # how cross-validation closes after a run that failed
 
 
@@ -78,8 +79,8 @@ def judge(ended: server.Ended, named: tuple[str, ...], may_succeed: bool = False
     """What is wrong with the way in which a command refused (kind -> detail)."""
     said, problems = message(ended.output), {}
     if ended.traced:
-        last = next((line for line in reversed(ended.output.splitlines()) if line.strip()), "")
-        return {"traceback": last[:300]}
+        named_errors = _RAISED.findall(ended.output)
+        return {"traceback": " / ".join(dict.fromkeys(named_errors))[:300]}
     if ended.status == server.TIMED_OUT:
         return {"does not end": said[-300:]}
     if ended.status == 0:
