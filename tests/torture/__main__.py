@@ -30,10 +30,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from . import bad_inputs, faults, flips, kills, many_images, power_loss, server
+from . import bad_inputs, disks, faults, flips, kills, many_images, power_loss, server
 from .ground import Ground
 from .table import Journal
 
@@ -62,20 +63,30 @@ def main() -> int:
     journal = Journal(out)
     print(f"SEED={seed} TIME={seconds:g} OUT={out}", flush=True)
     server.preload()
-    folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    folder.chmod(0o755)  # some commands run as somebody else
     try:
-        ground = Ground(folder)
-        for name in wanted:
-            share = seconds * SHARES[name] if name != wanted[-1] else seconds
-            until = min(time.monotonic() + share, began + seconds)
-            print(f"{name}, until {until - began:.0f} s of {seconds:g} s", flush=True)
-            _part(name, seconds)(ground, journal, random.Random(seed), until)
+        with _workplace() as folder:
+            ground = Ground(folder)
+            for name in wanted:
+                share = seconds * SHARES[name] if name != wanted[-1] else seconds
+                until = min(time.monotonic() + share, began + seconds)
+                print(f"{name}, until {until - began:.0f} s of {seconds:g} s", flush=True)
+                _part(name, seconds)(ground, journal, random.Random(seed), until)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         print("\n" + journal.end(), flush=True)
     print(f"SEED={seed}, {time.monotonic() - began:.0f} s; each trial: {out / 'results.jsonl'}")
     return int(any(row.failures for row in journal.rows))
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder for everything: in memory where mounting is allowed, since flushing thousands of files takes its time."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    folder.chmod(0o755)  # some commands run as somebody else
+    try:
+        with disks.small_disk(folder, "4g") if disks.why_not() is None else nullcontext():
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _part(name: str, seconds: float) -> Callable[[Ground, Journal, random.Random, float], None]:
