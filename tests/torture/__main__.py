@@ -79,7 +79,7 @@ def main() -> int:
 
 @contextmanager
 def _workplace() -> Iterator[Path]:
-    """A folder for everything: in memory where mounting is allowed, since flushing thousands of files takes its time."""
+    """A folder for everything: in memory where mounting is allowed, since flushing thousands of files takes long."""
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     folder.chmod(0o755)  # some commands run as somebody else
     try:
