@@ -140,7 +140,8 @@ def scenarios(ground: Ground) -> Iterator[Scenario]:
 def _each(name: str, command: Words, options: Mapping[str, tuple[str, ...]]) -> Iterator[Scenario]:
     for option, values in options.items():
         for value in values:
-            named = (option.removesuffix("s"), value) if value.startswith("/") else (option.removesuffix("s"),)
+            # "fold 9" says enough of --folds, and /proc/plan.fingerprint.json of /proc/plan.json.
+            named = (option.removesuffix("s"), *([value.removesuffix(".json")] if value.startswith("/") else []))
             yield Scenario(f"{name} --{option} {value}", _with(command, f"--{option}", value), named)
 
 

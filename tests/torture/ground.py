@@ -59,6 +59,13 @@ class Ground:
             raise RuntimeError(f"{' '.join(command)} ended with {ended.status}:\n{ended.output[-3000:]}")
         return ended
 
+    def clear_out(self) -> None:
+        """Remove ``out``, whether a command made a folder or a file of it."""
+        if self.out.is_dir() and not self.out.is_symlink():
+            shutil.rmtree(self.out)
+        else:
+            self.out.unlink(missing_ok=True)
+
     def empty(self, name: str) -> Path:
         """An empty folder."""
         folder = self.folder / name

@@ -110,7 +110,7 @@ def message(output: str) -> str:
 
 def _run(scenario: Scenario, ground: Ground) -> tuple[server.Ended, dict[str, str]]:
     ground.log.unlink(missing_ok=True)
-    shutil.rmtree(ground.out, ignore_errors=True)
+    ground.clear_out()
     scenario.prepare()
     with scenario.around():
         pid = server.start(scenario.command, ground.log, scenario.setup)
