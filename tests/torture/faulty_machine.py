@@ -108,6 +108,7 @@ def _print_into_a_pipe() -> None:
     for stream in (1, 2):
         os.dup2(writable, stream)
     os.close(writable)
+    server.open_streams()
 
     def wait() -> None:
         if os.getpid() == here:
@@ -190,7 +191,7 @@ def _readable_for_nobody(ground: Ground) -> bool:
 
 
 def _memory_limits(ground: Ground) -> Iterator[Scenario]:
-    named = ("memory", "Memory", "allocate")
+    named = ("memory", "Memory", "allocate", "c0")  # some libraries do not say what they lack: the case then
     for name, command in commands(ground, ground.out / "out").items():
         for mebibytes in (2, 20):
             setup = _memory_limit(mebibytes)
@@ -270,7 +271,7 @@ def _killed_workers(ground: Ground) -> Iterator[Scenario]:
     }
     named = ("killed", "worker", "num_workers")
     for name, command in busy.items():
-        for delay in (0.0, 0.1):
+        for delay in (0.2, 0.6):  # the first children of a pool are not yet its workers
             act = lambda pid, delay=delay: _kill_a_worker(pid, delay)  # noqa: E731
             title = f"{name}, a worker killed after {delay} s"
             yield Scenario(title, command, named, act=act, may_succeed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -81,6 +82,8 @@ def judge(ended: server.Ended, named: tuple[str, ...], may_succeed: bool = False
     if ended.traced:
         named_errors = _RAISED.findall(ended.output)
         return {"traceback": " / ".join(dict.fromkeys(named_errors))[:300]}
+    if ended.status == -signal.SIGABRT and "std::bad_alloc" in ended.output:
+        return {}  # a library in C++ that gets no memory ends the process itself, in one line
     if ended.status == server.TIMED_OUT:
         return {"does not end": said[-300:]}
     if ended.status == 0:

@@ -147,11 +147,16 @@ def _child(command: list[str], log: Path, setup: Setup | None) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8")
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    open_streams()
     os.chdir(BUNDLE)
     subprocess.Popen = _ForkedProcess  # type: ignore[misc]
     return _become(command, setup)
+
+
+def open_streams() -> None:
+    """Have Python print into what the descriptors 1 and 2 are now."""
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
 
 
 def _become(command: list[str], setup: Setup | None = None) -> int:
