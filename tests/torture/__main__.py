@@ -81,7 +81,6 @@ def main() -> int:
 def _workplace() -> Iterator[Path]:
     """A folder for everything: in memory where mounting is allowed, since flushing thousands of files takes long."""
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    folder.chmod(0o755)  # some commands run as somebody else
     try:
         with disks.small_disk(folder, "4g") if disks.why_not() is None else nullcontext():
             yield folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import os
 import resource
@@ -18,14 +19,14 @@ from .ground import Ground
 from .refusals import Scenario
 from .samples import Words
 
-NOBODY = 65534
+# Of Linux's capability.h and prctl.h
+_CAPABILITIES_VERSION, _OVERRIDE, _READ_SEARCH, _DROP_FROM_BOUNDS = 0x20080522, 1, 2, 24
 
 
 def scenarios(ground: Ground) -> Iterator[Scenario]:
     """All of them; those that need a mount are left out where mounting is not allowed."""
     yield from _file_limits(ground)
-    if _readable_for_nobody(ground):
-        yield from _permissions(ground)
+    yield from _permissions(ground)
     yield from _memory_limits(ground)
     yield from _descriptor_limits(ground)
     yield from _failing_renames(ground)
@@ -125,7 +126,7 @@ def _permissions(ground: Ground) -> Iterator[Scenario]:
     """Folders that may be read but not written into, and such that may not even be read."""
     locked, closed = ground.empty("locked"), ground.empty("closed")
     for name, command in commands(ground, locked / "out").items():
-        yield Scenario(f"{name} into a read-only folder", command, (str(locked), "output"), _as_nobody)
+        yield Scenario(f"{name} into a read-only folder", command, (str(locked), "output"), _without_privileges)
     (closed / "file").write_text("{}", encoding="utf-8")
     locked.chmod(0o555)
     closed.chmod(0)
@@ -133,7 +134,6 @@ def _permissions(ground: Ground) -> Iterator[Scenario]:
     inputs = {
         "images": samples.inference(overlay, closed, out, ground.weights),
         "weights": samples.inference(overlay, images, out, closed / "file"),
-        "overlay": samples.inference(closed / "file", images, out, ground.weights),
         "data set": samples.training(overlay, out, out, dataset_dir=closed),
         "cache": samples.training(overlay, out, closed),
         "data set of a plan": samples.planning(closed, out / "mini.json"),
@@ -143,7 +143,7 @@ def _permissions(ground: Ground) -> Iterator[Scenario]:
         "predictions of a report": samples.report(overlay, closed, ground.volumes, out),
     }
     for name, command in inputs.items():
-        yield Scenario(f"no permission to read: {name}", command, (str(closed),), _as_nobody, prepare=_open(out))
+        yield Scenario(f"no permission to read: {name}", command, (str(closed),), _without_privileges)
     yield _one_closed_image(ground, out)
 
 
@@ -156,38 +156,21 @@ def _one_closed_image(ground: Ground, out: Path) -> Scenario:
         written = len(list(out.glob("*.nii.gz")))
         return None if written == 5 else f"{written} of the 5 others predicted"
 
-    return Scenario("no permission to read: one image", command, ("c02",), _as_nobody, prepare=_open(out), then=then)
+    return Scenario("no permission to read: one image", command, ("c02",), _without_privileges, then=then)
 
 
-def _open(folder: Path) -> Callable[[], None]:
-    """A folder for everybody."""
-
-    def prepare() -> None:
-        folder.mkdir(parents=True)
-        folder.chmod(0o777)
-
-    return prepare
-
-
-def _as_nobody() -> None:
-    """Root may read and write everything; nobody may not."""
+def _without_privileges() -> None:
+    """Root may read and write everything: from here on permissions bind it too, and the programs that it starts."""
     if os.geteuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-
-
-def _readable_for_nobody(ground: Ground) -> bool:
-    """Whether the bundle, Python's packages and our folder are where everybody may read."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    try:
-        _as_nobody()
-        for file in (server.BUNDLE / "configs/train.json", ground.weights, Path(resource.__file__)):
-            file.read_bytes()
-        os._exit(0)
-    finally:
-        os._exit(1)
+        libc = ctypes.CDLL(None, use_errno=True)
+        header, sets = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+        libc.capget(header, sets)
+        for number in (_OVERRIDE, _READ_SEARCH):
+            libc.prctl(_DROP_FROM_BOUNDS, number)
+            for place in range(3):  # effective, permitted, inheritable
+                sets[place] &= ~(1 << number)
+        if libc.capset(header, sets):
+            raise OSError(ctypes.get_errno(), "capset")
 
 
 def _memory_limits(ground: Ground) -> Iterator[Scenario]:
