@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from numpy.random import RandomState
 from scipy.ndimage import gaussian_filter1d
 
@@ -162,3 +163,20 @@ def test_the_whole_chain_keeps_its_input(patch: list[int]) -> None:
         result = transform(case)
         assert result["image"].shape == (1, *patch) and result["image"].isfinite().all()
     assert np.array_equal(stored, before)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "slice_axis", "mirrored", "kept"),
+    [([8, 8, 8], None, [1, 2], 0), ([8, 8], 1, [1], 0), ([8, 8], 2, [1], 0), ([8, 8, 8], None, [0, 1], 2)],
+)
+def test_axes_that_are_not_mirrored_keep_their_direction(
+    patch_size: list[int], slice_axis: int | None, mirrored: list[int], kept: int
+) -> None:
+    """Of whole patches of training, not only of the transform: left stays left."""
+    label = np.broadcast_to(np.arange(12).reshape([-1 if axis == kept else 1 for axis in range(3)]), (1, 12, 12, 12))
+    case = {"image": label.astype(np.float32), "label": label, "foreground": np.zeros((4, 0), np.int32)}
+    transforms = Compose(augmentation(len(patch_size), patch_size, mirrored, slice_axis))
+    transforms.transforms[0].prob_rotate = transforms.transforms[0].prob_scale = 0
+    transforms.set_random_state(0)
+    along = [int(transforms(case)["label"][0].float().diff(dim=kept).sign().min()) for _ in range(30)]
+    assert set(along) == {1}

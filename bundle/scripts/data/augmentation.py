@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,9 +12,15 @@ import torch
 from monai.transforms import Randomizable, RandomizableTransform, Transform
 from numpy.random import RandomState
 
+from ..command_line import or_none
+from ..distributed import is_main_process
+from ..errors import UserError
 from .sampling import RandPatchd, in_plane, multiply_axes
+from .sides import left_right_axis, sided_labels
 
-__all__ = ["RandAlterd", "RandMirrord", "augmentation"]
+__all__ = ["RandAlterd", "RandMirrord", "augmentation", "check_mirror_axes"]
+
+logger = logging.getLogger("lightm_unet")
 
 
 def augmentation(
@@ -39,6 +46,29 @@ def augmentation(
         RandAlterd(0.3, gamma),
         RandMirrord(mirror_axes),
     ]
+
+
+def check_mirror_axes(
+    mirror_axes: Sequence[int],
+    spatial_dims: int,
+    slice_axis: int | None,
+    labels: Mapping[str, Any],
+    regions: Mapping[str, Any],
+) -> None:
+    """Warn of a training that mirrors every axis although labels have sides, as older plans had it.
+
+    Raises:
+        UserError: ``mirror_axes`` is no list.
+    """
+    if not isinstance(mirror_axes, (list, tuple)):
+        raise UserError(f"mirror_axes must be a list of axes, such as [0, 1], not {mirror_axes}")
+    axis, sided = left_right_axis(spatial_dims, or_none(slice_axis)), sided_labels(labels, or_none(regions) or {})
+    if sided and axis is not None and set(mirror_axes) == set(range(spatial_dims)) and is_main_process():
+        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+        logger.warning(
+            f"labels of both sides ({shown}) are mirrored: take the left-right axis "
+            f"({axis}, unless these are TIFF stacks) out of mirror_axes, or the network cannot tell them apart"
+        )
 
 
 class RandAlterd(RandomizableTransform):
