@@ -147,6 +147,7 @@ RULES = {
         "a file of weights, or a list of such files",
         lambda value: _is_path(value) or (_is_list(value, _is_path) and len(value) > 0),
     ),
+    "conv_stages": Rule("0, 1, 2 or 3", lambda value: _is_whole(value) and 0 <= value <= 3),
     "crop_nonzero": _FLAG,
     "cuda_graph": _FLAG,
     "dataset_dir": _PATH,

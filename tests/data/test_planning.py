@@ -22,8 +22,8 @@ from scripts.networks import LightMUNet
 
 KEYS = (
     "name dataset_dir spatial_dims slice_axis in_channels labels ignore_label regions spacing normalization "
-    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch "
-    "val_interval weights"
+    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters conv_stages "
+    "recompute_activations epochs iterations_per_epoch val_interval weights"
 ).split()
 TABLE = {
     "classes": 3,

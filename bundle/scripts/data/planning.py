@@ -40,8 +40,8 @@ GPU_LENGTH, CPU_LENGTH = (100, 250), (20, 50)  # epochs, iterations an epoch
 # The overlay's keys, as a person would want to read them.
 KEYS = (
     "name dataset_dir spatial_dims slice_axis rows_first in_channels labels ignore_label regions spacing normalization "
-    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch "
-    "val_interval weights"
+    "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters conv_stages "
+    "recompute_activations epochs iterations_per_epoch val_interval weights"
 ).split()
 
 

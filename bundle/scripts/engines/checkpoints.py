@@ -22,11 +22,13 @@ from ..data.outputs import check_output_folder, open_folder, refuse_foreign
 from ..data.readable_json import read_json
 from ..distributed import is_main_process
 from ..errors import UserError, in_one_line
+from ..networks import conv_stages_of
 from ..networks.weight_files import UnsoundWeightsError, read_weight_file
 from .clean_start import start_clean
 
 __all__ = [
     "SaveCheckpoints",
+    "check_conv_stages",
     "check_preparation",
     "check_scan_order",
     "load_weights",
@@ -297,6 +299,20 @@ def read_settings(checkpoint: str | Path) -> dict[str, Any]:
     return read_json(file, advice=advice) if file.is_file() else {}
 
 
+def check_conv_stages(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse weights of a network with convolutions in more or fewer stages, as those of version 0.6 are.
+
+    Raises:
+        UserError: names the option with which they fit.
+    """
+    own, theirs = conv_stages_of(network.state_dict()), conv_stages_of(state)
+    if own != theirs:
+        raise UserError(
+            f"the weights {path} are those of a network with conv_stages {theirs}, this one has {own}: give "
+            f'--conv_stages {theirs}, or put "conv_stages": {theirs} into the task\'s overlay'
+        )
+
+
 def check_scan_order(network: torch.nn.Module, path: str | Path) -> None:
     """Refuse weights that were trained with another scan order than the network's, as their settings.json tells.
 
@@ -337,6 +353,7 @@ def _read(path: Path, remedy: str) -> Any:
 
 
 def _put_into(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    check_conv_stages(network, state, path)
     check_scan_order(network, path)
     try:
         network.load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 
 from ..command_line import as_flag, or_none
 from ..errors import UserError
-from .checkpoints import check_scan_order, read_weights
+from .checkpoints import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]
 
@@ -28,12 +28,14 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
         resume: whether the run only goes on; its own checkpoint then has the weights.
 
     Raises:
-        UserError: the file is missing, is none of weights, does not fit, or belongs to another scan order.
+        UserError: the file is missing, is none of weights, does not fit, or belongs to other conv_stages or another
+            scan order.
     """
     pretrained = or_none(pretrained)
     if pretrained is None or as_flag(resume, "resume"):
         return
     weights, own = read_weights(pretrained, "--pretrained"), network.state_dict()
+    check_conv_stages(network, weights, pretrained)
     misfits = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     problems = [key for key in misfits if not key.startswith(HEAD)] + sorted(set(weights) - set(own))
     if problems:

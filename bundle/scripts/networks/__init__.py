@@ -1,5 +1,5 @@
-from .lightm_unet import LightMUNet
+from .lightm_unet import LightMUNet, conv_stages_of
 from .reference_weights import read_reference_checkpoint
 from .vss import Mamba, VSSLayer
 
-__all__ = ["LightMUNet", "Mamba", "VSSLayer", "read_reference_checkpoint"]
+__all__ = ["LightMUNet", "Mamba", "VSSLayer", "conv_stages_of", "read_reference_checkpoint"]

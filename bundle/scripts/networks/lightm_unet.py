@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from .scan_order import scan_paths
 from .stage_plan import StagePlan
 from .vss import VSSLayer
 
-__all__ = ["STEMS", "LightMUNet"]
+__all__ = ["STEMS", "LightMUNet", "conv_stages_of"]
 
 STEMS = ("separable", "full")
 
@@ -203,6 +203,11 @@ class LightMUNet(nn.Module):
                 f"LightMUNet needs every spatial size to be a multiple of {expected}, but got "
                 f"{tuple(x.shape[2:])}: pad the image or choose another patch size"
             )
+
+
+def conv_stages_of(state: Mapping[str, torch.Tensor]) -> int:
+    """The ``conv_stages`` of the network whose state_dict this is."""
+    return next(i for i in itertools.count() if not any(key.startswith(f"encoder.{i}.blocks.0.0.") for key in state))
 
 
 def _vss_layers(scan_order: str, backend: str, recompute_activations: bool) -> Callable[[int, int], VSSLayer]:
