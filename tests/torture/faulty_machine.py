@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import crash_points, disks, samples, server
@@ -117,7 +117,8 @@ def _print_into_a_pipe() -> None:
                 stream.flush()
             for descriptor in (1, 2):
                 os.dup2(log, descriptor)
-            os.waitpid(helper, 0)
+            if server.wait(helper, 1.0) is None:  # a child that goes on, as multiprocessing's own do, holds the pipe
+                os.kill(helper, signal.SIGKILL)
 
     atexit.register(wait)
 
