@@ -23,7 +23,7 @@ from .samples import Words
 from .table import Journal, Row
 
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM] * 2 + [signal.SIGINT]
-FEWEST = 3  # commands that are killed, however short the time
+FEWEST = 2  # commands that are killed, however short the time
 PATIENCE = 12.0  # seconds that children have to notice that their parent is gone; torch's loaders look every 5
 
 
