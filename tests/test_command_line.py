@@ -139,6 +139,13 @@ def test_a_part_of_a_config_is_no_plain_value(config: str, value: str, tmp_path:
         check_ids(["run", "training", "--config_file", f"['{config}','{overlay}']"])
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "5"])
+def test_a_broken_overlay_is_named(config: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "overlay.json").write_text(content)
+    with pytest.raises(UserError, match=r"--config_file: .*overlay\.json cannot be read as a config: "):
+        check_ids(["run", "training", "--config_file", f"['{config}','{tmp_path / 'overlay.json'}']"])
+
+
 @pytest.mark.parametrize("words", [["--train", "{'_target_':'a.B'}"], ["--train", "@epochs"], ["--epochs", "null"]])
 def test_parts_may_be_replaced_by_parts(config: str, words: list[str]) -> None:
     check(config, *words)

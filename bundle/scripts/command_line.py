@@ -170,7 +170,11 @@ def _config_parts(files: Sequence[str]) -> dict[str, Any]:
     """What the config files define, each id as the last of them has it."""
     parts: dict[str, Any] = {}
     for file in files:
-        for key, value in ConfigParser.load_config_file(file).items():
+        try:
+            content = ConfigParser.load_config_file(file).items()
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"--config_file: {file} cannot be read as a config: {error}") from error
+        for key, value in content:
             name = key.removeprefix("+")  # MONAI's mark of what is added to an earlier file's
             _check_part(f"{file}: {name}", parts.get(name), value)
             parts[name] = value

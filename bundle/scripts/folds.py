@@ -202,7 +202,7 @@ def _read_configs(files: Sequence[str]) -> ConfigParser:
     parser = ConfigParser()
     try:
         parser.read_config(files)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:  # of a file that holds no object
         raise UserError(f"--config_file: {', '.join(files)} cannot be read: {error}") from error
     missing = [name for name in ("training", "output_dir", "splits", "epochs") if name not in parser]
     if missing:

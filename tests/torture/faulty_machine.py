@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from . import crash_points, disks, samples, server
@@ -70,7 +71,7 @@ def _full_disks(ground: Ground) -> Iterator[Scenario]:
     named = (str(disk), "No space left", "disk")
     for name, command in commands(ground, disk / "out").items():
         for size in sizes.get(name, ()):
-            around = lambda size=size: disks.small_disk(disk, size)  # noqa: E731
+            around = partial(disks.small_disk, disk, size)
             yield Scenario(f"{name} on a disk of {size}", command, named, may_succeed=True, around=around)
 
 
@@ -117,7 +118,8 @@ def _print_into_a_pipe() -> None:
                 stream.flush()
             for descriptor in (1, 2):
                 os.dup2(log, descriptor)
-            os.waitpid(helper, 0)
+            if server.wait(helper, 1.0) is None:  # a child that goes on, as multiprocessing's own do, holds the pipe
+                os.kill(helper, signal.SIGKILL)
 
     atexit.register(wait)
 
@@ -228,14 +230,14 @@ def _vanishing(ground: Ground) -> Iterator[Scenario]:
     watched = [ground.out]
     for name, folder in (("cache", cache), ("output folder", out)):
         for event, file in (("replace", "settings.json"), ("replace", "model.pt"), ("replace", "log.jsonl")):
-            remove = lambda folder=folder: shutil.rmtree(folder, ignore_errors=True)  # noqa: E731
+            remove = partial(shutil.rmtree, folder, ignore_errors=True)
             setup = crash_points.at_first(watched, event, file, remove)
             named = (str(folder), str(out))
             yield Scenario(f"training, its {name} removed at {file}", train, named, setup, may_succeed=True)
     images = ground.out / "images"
     command = samples.inference(ground.overlay, images, out, ground.weights)
     setup = crash_points.at_first(watched, "replace", "c00", lambda: (images / "c04_0000.nii.gz").unlink())
-    copy = lambda: shutil.copytree(ground.images, images)  # noqa: E731
+    copy = partial(shutil.copytree, ground.images, images)
     yield Scenario("inference, an image removed meanwhile", command, ("c04",), setup, prepare=copy)
 
 
@@ -255,7 +257,7 @@ def _killed_workers(ground: Ground) -> Iterator[Scenario]:
     named = ("killed", "worker", "num_workers")
     for name, command in busy.items():
         for delay in (0.2, 0.6):  # the first children of a pool are not yet its workers
-            act = lambda pid, delay=delay: _kill_a_worker(pid, delay)  # noqa: E731
+            act = partial(_kill_a_worker, delay=delay)
             title = f"{name}, a worker killed after {delay} s"
             yield Scenario(title, command, named, act=act, may_succeed=True)
 
@@ -279,7 +281,7 @@ def _kill_a_worker(pid: int, delay: float) -> None:
 
 def _small_shared_memory(ground: Ground) -> Iterator[Scenario]:
     everything = commands(ground, ground.out / "out")
-    around = lambda: disks.small_disk(Path("/dev/shm"), "64k")  # noqa: E731
+    around = partial(disks.small_disk, Path("/dev/shm"), "64k")
     for name in ("training", "preparation", "inference", "evaluation"):
         command = [*everything[name], "--num_workers", "2"]
         named = ("num_workers", "shm")

@@ -23,6 +23,7 @@ from .samples import Words
 from .table import Journal, Row
 
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM] * 2 + [signal.SIGINT]
+FEWEST = 2  # commands that are killed, however short the time
 PATIENCE = 12.0  # seconds that children have to notice that their parent is gone; torch's loaders look every 5
 
 
@@ -129,16 +130,16 @@ def run(ground: Ground, journal: Journal, rng: random.Random, until: float) -> N
     chosen = subjects(ground)
     rng.shuffle(chosen)
     rows: dict[str, Row] = {}
-    while time.monotonic() < until:
+    while len(rows) < FEWEST or time.monotonic() < until:
         for subject in chosen:
-            if rows and time.monotonic() > until:
+            if len(rows) >= FEWEST and time.monotonic() > until:
                 break
             if subject.name not in rows:
                 rows[subject.name] = journal.row("kills", subject.name)
                 measure(subject, ground, rng)
             _turn(subject, ground, journal, rows[subject.name], rng)
     for subject in chosen:
-        if subject.kills:
+        if subject.kills and subject.name in rows:
             rows[subject.name].note = f"{len(subject.kills)} planned kills not reached in this time"
 
 

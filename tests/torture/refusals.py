@@ -17,6 +17,7 @@ from .ground import Ground
 from .samples import Words
 from .table import Journal, Row
 
+FEWEST = 2  # scenarios that are tried, however short the time
 _MESSAGE = re.compile(r"^(error: |\S.*: error: )")
 _LOGGED = re.compile(r"^(\S+ )?ERROR\b|^\d+ errors?$")
 _RAISED = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
@@ -62,7 +63,7 @@ def run_all(
     for folder in _kept_folders(ground):
         shutil.copytree(folder, copies / folder.name)
     for scenario in shuffled:
-        if time.monotonic() > until:
+        if row.trials >= FEWEST and time.monotonic() > until:
             break
         ended, problems = _run(scenario, ground)
         now = _kept(ground)

@@ -152,6 +152,9 @@ class replacing:
                 flush_file(self.temporary)
                 os.replace(self.temporary, self.path)
                 flush_folder(self.path.parent)
+        except OSError as failed:
+            note_file(failed, self.path)
+            raise
         finally:
             self.temporary.unlink(missing_ok=True)
 
