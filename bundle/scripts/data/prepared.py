@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset
-from monai.transforms import Compose, Transform
+from monai.transforms import Transform
 
 from ..command_line import as_typed, or_none
+from .augmentation import Augmentation
 from .files import case_name, replacing
 from .formats import tiff_spacing_file
+from .loading import Sample
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
@@ -52,8 +54,9 @@ class PreparedDataset(Dataset):
     Args:
         data: [{"image": path or one per channel, "label": path}, …].
         preprocessing: loads and prepares a case with "image" and "label" (class indices, -1 for ignored voxels).
-        augment: transforms from a prepared case to a training patch (the first is ``RandPatchd``); None or empty:
-            whole cases are handed out, {"image": float32 (channels, *spatial), "label": int16 (1, *spatial)}.
+        augment: ``dataset[Sample(index, key)]`` is the patch that its ``cut`` draws from the random numbers of that
+            key, and ``dataset[index]`` any; None: whole cases are handed out, {"image": float32 (channels, *spatial),
+            "label": int16 (1, *spatial)}.
         cache_dir: where prepared cases are kept; may be shared by runs and by processes.
         settings: everything that ``preprocessing`` depends on, as JSON.
         slice_axis: axis along which a 2D network walks through volumes: its slices lie together on disk.
@@ -63,12 +66,13 @@ class PreparedDataset(Dataset):
         self,
         data: Sequence[Case],
         preprocessing: Transform,
-        augment: Sequence[Transform] | None,
+        augment: Augmentation | None,
         cache_dir: str | Path,
         settings: Mapping[str, Any],
         slice_axis: int | None = None,
     ) -> None:
-        super().__init__(data, Compose(list(augment or [whole_case])))
+        super().__init__(data, whole_case)
+        self.augment = augment
         self.preprocessing = preprocessing
         self.slice_axis = or_none(slice_axis)
         self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(settings)))}
@@ -76,8 +80,14 @@ class PreparedDataset(Dataset):
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
 
-    def _transform(self, index: int) -> Any:
-        return self.transform(self.load(index))
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Any:
+        return self._transform(index) if isinstance(index, Sample) else super().__getitem__(index)
+
+    def _transform(self, index: int | Sample) -> Any:
+        if self.augment is None:
+            return self.transform(self.load(index))
+        sample = index if isinstance(index, Sample) else Sample(index, None)
+        return self.augment.cut(self.load(sample.index), np.random.default_rng(sample.key))
 
     def load(self, index: int) -> dict[str, np.ndarray]:
         """The prepared case as memory maps: "image", "label", "foreground"."""
