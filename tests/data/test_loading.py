@@ -18,7 +18,7 @@ from scripts.data.augmentation import Augmentation, Cut
 from scripts.data.loading import PatchLoader, RandomCases, Sample
 from scripts.engines.handlers import PrepareAhead, SeedEachEpoch
 
-AUGMENT = Augmentation([40, 30], [0, 1])  # large enough for sums by several threads
+AUGMENT = Augmentation([300, 300], [0, 1])  # large enough for sums by several threads
 BATCHES = 4
 
 
@@ -27,8 +27,8 @@ class Cases(torch.utils.data.Dataset):
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        labels = rng.integers(0, 3, (3, 60, 60))
-        self.cases = [case_of(label, rng.normal(size=(1, 60, 60)).astype(np.float16)) for label in labels]
+        labels = rng.integers(0, 3, (3, 310, 320))
+        self.cases = [case_of(label, rng.normal(size=(1, 310, 320)).astype(np.float16)) for label in labels]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -50,12 +50,20 @@ def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]
     )
 
 
-def test_the_number_of_workers_changes_nothing() -> None:
-    """Nor do workers that live on; nor the order in which two of them are done."""
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_number_of_workers_changes_nothing(two_threads: None) -> None:
+    """Nor do workers that live on, nor the threads of this process: a worker has one."""
     torch.manual_seed(0)
     alone, shared = loader_of(0), loader_of(2)
     first = list(alone)
-    assert same(first, list(shared))
+    assert same(first, list(shared)) and shared.persistent_workers
     for loader in (alone, shared):
         loader.sampler.epoch = 2
     torch.manual_seed(1)
@@ -95,10 +103,6 @@ def test_no_patch_shares_the_random_numbers_that_chose_the_cases() -> None:
         assert np.random.default_rng(sample.key).integers(10**9) not in chosen
 
 
-class Trained(Exception):
-    pass
-
-
 @pytest.fixture
 def no_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a GPU's loader does, without one."""
@@ -119,10 +123,10 @@ def for_a_gpu(loader: PatchLoader) -> PatchLoader:
     return loader
 
 
-@pytest.mark.parametrize("seed", [3, None])
-def test_batches_are_made_ahead_none_twice_and_none_lost(no_streams: None, seed: int | None) -> None:
+@pytest.mark.parametrize(("num_workers", "seed"), [(0, 3), (2, None)])
+def test_batches_are_made_ahead_none_twice_and_none_lost(no_streams: None, num_workers: int, seed: int | None) -> None:
     """Two epochs of a trainer; each batch but an epoch's first is there before it is asked for."""
-    loader = for_a_gpu(loader_of(seed=5))
+    loader = for_a_gpu(loader_of(num_workers, seed=5))
     seen: list[dict[str, torch.Tensor]] = []
     events: list[str] = []
     augment_finish = AUGMENT.finish

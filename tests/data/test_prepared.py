@@ -15,9 +15,10 @@ from generators import write_image
 from monai.transforms import Compose
 
 from scripts.data import preparation
-from scripts.data.augmentation import augmentation
+from scripts.data.augmentation import Augmentation
 from scripts.data.headers import read_header
 from scripts.data.images import LoadCased
+from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
 from scripts.data.transforms import preprocessing
@@ -183,20 +184,17 @@ def test_a_folder_that_cannot_be_written(cases: list) -> None:
         prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_patches_repeat_from_a_seed(cases: list, tmp_path: Path, workers: int) -> None:
-    from monai.data import DataLoader, set_rnd
+def test_a_training_patch_is_a_function_of_its_case_and_key(cases: list, tmp_path: Path) -> None:
+    augment = Augmentation([8, 8, 8], [0, 1, 2])
+    dataset = dataset_of(cases, tmp_path / "cache", augment)
 
-    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
+    def image(sample: Sample | int) -> torch.Tensor:
+        return augment.finish(augment.gather([dataset[sample]]), torch.device("cpu"))["image"]
 
-    def epoch() -> list[torch.Tensor]:
-        torch.manual_seed(3)
-        set_rnd(dataset.transform, 3)
-        return [batch["image"] for batch in DataLoader(dataset, batch_size=2, num_workers=workers, shuffle=True)]
-
-    first, again = epoch(), epoch()
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert first[0].shape == (2, 1, 8, 8, 8) and not torch.equal(first[0][0], first[0][1])
+    one = image(Sample(0, (3, 1)))
+    assert one.shape == (1, 1, 8, 8, 8) and torch.equal(one, image(Sample(0, (3, 1))))
+    for other in (Sample(1, (3, 1)), Sample(0, (3, 2)), 0):
+        assert not torch.equal(one, image(other))
 
 
 @pytest.mark.parametrize("axis", [0, 2])
