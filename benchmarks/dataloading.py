@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -27,29 +26,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from augmentation import monai_augmentation
 from harness import Results, environment_line, load_results, markdown_table, number
 from monai.data import DataLoader, Dataset, PersistentDataset
-from monai.transforms import (
-    Compose,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandSimulateLowResolutiond,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import Compose, Transform
 from torch.utils.data import RandomSampler
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.data.augmentation import augmentation  # noqa: E402
+from scripts.data.augmentation import Augmentation  # noqa: E402
 from scripts.data.datalist import load_cases  # noqa: E402
 from scripts.data.images import LoadCased  # noqa: E402
+from scripts.data.loading import PatchLoader, RandomCases, augmented_batch  # noqa: E402
 from scripts.data.preparation import prepare_cases  # noqa: E402
 from scripts.data.prepared import PreparedDataset  # noqa: E402
 from scripts.data.transforms import preprocessing  # noqa: E402
@@ -132,7 +121,7 @@ def deterministic(task: Task) -> list[Transform]:
 
 
 def bundle_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
-    augment = augmentation(task["spatial_dims"], task["patch_size"], task["mirror_axes"])
+    augment = Augmentation(task["patch_size"], task["mirror_axes"])
     make: Callable[..., PreparedDataset] = PreparedDataset
     dataset = make(cases, Compose(deterministic(task)), augment, cache, {"task": task["name"]})
     prepare_cases(dataset, make([], dataset.preprocessing, None, cache, {}), task["spacing"])
@@ -147,34 +136,15 @@ def monai_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Datas
     return dataset
 
 
-def monai_augmentation(spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequence[int]) -> list[Transform]:
-    """nnU-Net's table in MONAI's transforms."""
-    both, image = ["image", "label"], ["image"]
-    angle = math.radians(180 if spatial_dims == 2 else 30)
-    rotation = {"rotate_range": angle if spatial_dims == 2 else [angle] * 3}
-    scaling = {"scale_range": [(-0.3, 0.4)] * spatial_dims}  # MONAI adds 1
-    affine: dict[str, Any] = {"mode": ("bilinear", "nearest"), "padding_mode": "zeros"}
-    upsampling = "bilinear" if spatial_dims == 2 else "trilinear"
-    return [
-        SpatialPadd(both, patch_size),
-        RandCropByPosNegLabeld(both, "label", spatial_size=patch_size, pos=1, neg=2, num_samples=1),
-        RandAffined(both, prob=0.2, **rotation, **affine),
-        RandAffined(both, prob=0.2, **scaling, **affine),
-        RandGaussianNoised(image, prob=0.1, std=math.sqrt(0.1)),
-        RandGaussianSmoothd(image, prob=0.2, **dict.fromkeys(["sigma_x", "sigma_y", "sigma_z"], (0.5, 1.0))),
-        RandScaleIntensityd(image, factors=0.25, prob=0.15),
-        RandScaleIntensityd(image, factors=0.25, prob=0.15),  # in place of nnU-Net's contrast
-        RandSimulateLowResolutiond(image, prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=upsampling),
-        RandAdjustContrastd(image, prob=0.1, gamma=(0.7, 1.5), retain_stats=True, invert_image=True),
-        RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes),
-    ]
-
-
 def throughput(dataset: Dataset, batch_size: int, workers: int, seconds: float) -> float:
     """Patches a second, from the first batch on; at least three batches a worker."""
-    sampler = RandomSampler(dataset, replacement=True, num_samples=10**6)
-    loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
+    samples = 10**6
+    if isinstance(dataset, PreparedDataset):
+        sampler = RandomCases(dataset, samples, seed=0)
+        loader = PatchLoader(dataset, sampler, batch_size, dataset.augment, num_workers=workers)
+    else:
+        sampler = RandomSampler(dataset, replacement=True, num_samples=samples)
+        loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
     batches = iter(loader)
     next(batches)
     start, count = time.perf_counter(), 0
@@ -190,10 +160,16 @@ def cpu_time(dataset: Dataset, seconds: float) -> float:
     """Processor milliseconds of a patch, on one thread; a mean over at least ten patches."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    dataset[0]
+    is_ours = isinstance(dataset, PreparedDataset)
+
+    def patch(number: int) -> Any:
+        sample = dataset[number % len(dataset)]
+        return augmented_batch(dataset.augment, [sample]) if is_ours else sample
+
+    patch(0)
     start, begin, count = time.process_time(), time.perf_counter(), 0
     while count < 10 or time.perf_counter() - begin < seconds:
-        dataset[count % len(dataset)]
+        patch(count)
         count += 1
     torch.set_num_threads(threads)
     return (time.process_time() - start) / count * 1e3

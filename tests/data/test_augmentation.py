@@ -1,168 +1,125 @@
-"""What each alteration does to a patch, against slower and plainer forms of the same."""
+"""Augmented batches: what is drawn for a patch, what its batch makes of it, on the CPU and on a GPU."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
-from numpy.random import RandomState
-from scipy.ndimage import gaussian_filter1d
+from patches import CPU, case_of
 
-from scripts.data.augmentation import (
-    RandAlterd,
-    RandMirrord,
-    augmentation,
-    blur,
-    brightness,
-    contrast,
-    gamma,
-    low_resolution,
-    noise,
-)
+from scripts.data.augmentation import Augmentation, RawBatch
+
+PATCHES = [[16, 12], [12, 16, 10], [4, 16, 16]]
 
 
-class Fixed(RandomState):
-    """Draws the same number every time, and takes every channel of those that are altered half the time."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__(0)
-        self.value = value
-
-    def uniform(self, low: float, high: float, size: int | None = None) -> float | np.ndarray:  # type: ignore[override]
-        return self.value if size is None else np.full(size, self.value)
-
-    def random_sample(self, size: int | None = None) -> float | np.ndarray:  # type: ignore[override]
-        return 0.0 if size is None else np.zeros(size)
+def case(dims: int, channels: int = 2, size: int = 30, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(-1, 3, [size] * dims)
+    return case_of(label, rng.normal(size=(channels, *label.shape)).astype(np.float16))
 
 
-@pytest.fixture
-def image() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(1, 2, (2, 20, 24, 18))).float()
+def raw_batch(augment: Augmentation, patches: int, seed: int, channels: int = 2) -> RawBatch:
+    random = np.random.default_rng(seed)
+    stored = case(len(augment.patch_size), channels)
+    return augment.gather([augment.cut(stored, random) for _ in range(patches)])
 
 
-def test_blur_is_scipys(image: torch.Tensor) -> None:
-    expected = image.numpy()
-    for axis in (1, 3):
-        expected = gaussian_filter1d(expected, 0.8, axis, truncate=4)
-    blurred = blur(image, Fixed(0.8), axes=[0, 2]).numpy()
-    inner = (slice(None), slice(4, -4), slice(None), slice(4, -4))
-    assert np.allclose(blurred[inner], expected[inner], atol=1e-5)
-    assert torch.allclose(blur(torch.ones(1, 9, 9), Fixed(1.0), axes=[0, 1]), torch.ones(1, 9, 9))
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_batch_has_the_shapes_and_types_of_training(patch: list[int]) -> None:
+    """And is repeatable: what is cut, and the raw batch, stay as they are."""
+    augment, stored = Augmentation(patch, range(len(patch))), case(len(patch))
+    before = stored["image"].copy()
+    cuts = [augment.cut(stored, np.random.default_rng(seed)) for seed in range(30)]
+    raw = augment.gather(cuts)
+    first, second = augment.finish(raw, CPU), augment.finish(raw, CPU)
+    assert first["image"].shape == (30, 2, *patch) and first["image"].dtype == torch.float32
+    assert first["label"].shape == (30, 1, *patch) and first["label"].dtype == torch.int16
+    assert first["image"].is_contiguous() and first["image"].isfinite().all()
+    assert set(first["label"].unique().tolist()) == {-1, 0, 1, 2}
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert np.array_equal(stored["image"], before)
 
 
-def test_low_resolution_takes_every_second_voxel() -> None:
-    ramp = torch.arange(20.0).expand(1, 6, 20).contiguous()
-    lowered = low_resolution(ramp, Fixed(0.5), axes=[1])
-    assert torch.allclose(lowered[0, 0, 1:-1].diff(), torch.ones(17))  # linear between the voxels that were kept
-    impulse = torch.zeros(1, 20)
-    impulse[0, 8] = 1
-    assert not low_resolution(impulse, Fixed(0.5), axes=[0]).any()  # the nearest voxels are the odd ones
-    image = torch.rand(1, 7, 8, 9)
-    assert torch.allclose(low_resolution(image, Fixed(1.0), axes=[0, 1, 2]), image, atol=1e-6)
+@pytest.mark.parametrize("patch", PATCHES)
+def test_patches_of_a_batch_are_what_they_are_alone(patch: list[int]) -> None:
+    augment, stored = Augmentation(patch, range(len(patch))), case(len(patch))
+    cuts = [augment.cut(stored, np.random.default_rng(seed)) for seed in range(25)]
+    together = augment.finish(augment.gather(cuts), CPU)
+    for i, cut in enumerate(cuts):
+        alone = augment.finish(augment.gather([cut]), CPU)
+        assert torch.allclose(alone["image"][0], together["image"][i], atol=1e-5)
+        assert torch.equal(alone["label"][0], together["label"][i])
 
 
-def test_contrast_keeps_mean_and_range(image: torch.Tensor) -> None:
-    flat = contrast(image, Fixed(0.75))
-    axes = (1, 2, 3)
-    assert torch.allclose(flat.mean(axes), image.mean(axes), atol=1e-5)
-    assert torch.allclose(flat.std(axes), 0.75 * image.std(axes), atol=1e-5)
-    steep = contrast(image, Fixed(1.25))
-    assert (steep.amin(axes) >= image.amin(axes)).all() and (steep.amax(axes) <= image.amax(axes)).all()
-
-
-@pytest.mark.parametrize("inverted", [False, True])
-def test_gamma_keeps_mean_and_deviation(image: torch.Tensor, inverted: bool) -> None:
-    before = image.clone()
-    curved = gamma(image, Fixed(1.4), inverted=inverted)
-    assert torch.equal(image, before)
-    axes = (1, 2, 3)
-    assert torch.allclose(curved.mean(axes), image.mean(axes), atol=1e-4)
-    assert torch.allclose(curved.std(axes), image.std(axes), atol=1e-4)
-    for channel, result in zip(image, curved, strict=True):
-        assert (result.flatten()[channel.flatten().argsort()].diff() > -1e-5).all()  # a curve: larger stays larger
-    assert gamma(torch.ones(1, 4, 4), Fixed(1.4)).isfinite().all()
-
-
-def test_noise_and_brightness(image: torch.Tensor) -> None:
-    noisy = noise(image, Fixed(0.3)) - image
-    assert float(noisy.std()) == pytest.approx(0.3, rel=0.05) and abs(float(noisy.mean())) < 0.01
-    assert torch.equal(brightness(image, Fixed(0.8)), image * 0.8)
-
-
-@pytest.mark.parametrize("alter", [brightness, contrast, gamma])
-def test_each_channel_is_altered_by_itself(image: torch.Tensor, alter: Callable[..., torch.Tensor]) -> None:
-    """Channels of very different intensities, such as CT and PET, would else be squeezed to a constant."""
-    channels = torch.stack([image[0], 300 + 100 * image[1]])
-    altered = alter(channels, RandomState(1))
-    random, (low, high) = RandomState(1), (0.7, 1.5) if alter is gamma else (0.75, 1.25)
-    below = random.random_sample(2) < 0.5
-    draws = np.where(below, random.uniform(low, 1, 2), random.uniform(1, high, 2))
-    for channel, result, draw in zip(channels, altered, draws, strict=True):
-        assert torch.allclose(result, alter(channel[None], Fixed(draw))[0], rtol=1e-4, atol=1e-4)
-    assert abs(altered[0].std() / channels[0].std() - 1) < 0.3
-
-
-def test_factors_are_below_one_as_often_as_above() -> None:
-    """nnU-Net's, though the exponents of gamma reach from 0.7 to 1.5."""
-    curved = gamma(torch.linspace(0, 1, 101).expand(2000, 101), RandomState(0))
-    lifted = int((curved[:, 50] > curved.mean(1)).sum())  # an exponent below 1 lifts the middle above the mean
-    assert 900 < lifted < 1100
-
-
-def test_noise_is_no_stronger_than_nnunets() -> None:
-    random = RandomState(0)
-    deviations = [float(noise(torch.zeros(1, 30, 30), random).std()) for _ in range(300)]
-    assert 0.09 < max(deviations) < 0.11
-
-
-@pytest.mark.parametrize("alter", [blur, low_resolution])
-def test_blur_and_low_resolution_take_half_the_channels(alter: Callable[..., torch.Tensor]) -> None:
-    channels = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 12, 12))).float()
-    altered = (alter(channels, RandomState(0), axes=[0, 1]) != channels).flatten(1).any(1)
-    assert 160 < int(altered.sum()) < 240
+def test_the_drawn_alterations_are_done_in_their_order_to_the_drawn_channels() -> None:
+    augment, stored = Augmentation([12, 12], []), case(2, channels=3)
+    augment.choose.prob_rotate = augment.choose.prob_scale = 0
+    altered = 0
+    for seed in range(60):
+        cut = augment.cut(stored, np.random.default_rng(seed))
+        expected = torch.from_numpy(np.array(cut.region.image)).float()
+        for step, table in zip(augment.alterations, cut.tables, strict=True):
+            for channel in range(3):
+                if table is not None and not np.isnan(table[channel]).any():
+                    expected[channel] = step.apply(expected[channel : channel + 1], table[channel : channel + 1])[0]
+                    altered += 1
+        assert torch.allclose(augment.finish(augment.gather([cut]), CPU)["image"][0], expected, atol=1e-5)
+    assert altered > 60
 
 
 def test_alterations_happen_as_often_as_they_should() -> None:
-    transform = RandAlterd(0.25, brightness)
-    transform.set_random_state(0)
-    altered = sum(transform({"image": torch.ones(1)})["image"].item() != 1 for _ in range(1000))
-    assert 210 < altered < 290
+    augment, stored, random = Augmentation([4, 4], [0, 1]), case(2, size=8), np.random.default_rng(0)
+    cuts = [augment.cut(stored, random) for _ in range(4000)]
+    for number, step in enumerate(augment.alterations):
+        share = sum(cut.tables[number] is not None for cut in cuts) / 4000
+        assert abs(share - step.prob) < 4 * (step.prob * (1 - step.prob) / 4000) ** 0.5
 
 
 def test_mirroring_keeps_image_and_label_together() -> None:
-    image = torch.arange(24.0).view(1, 2, 3, 4)
-    transform = RandMirrord([0, 2])
-    transform.set_random_state(0)
-    seen = set()
-    for _ in range(40):
-        result = transform({"image": image, "label": image.to(torch.int16)})
-        assert torch.equal(result["image"], result["label"].float())
-        seen.add(tuple(result["image"].flatten().tolist()))
-    assert seen == {tuple(image.flip(axes).flatten().tolist()) for axes in ((), (1,), (3,), (1, 3))}
-    assert torch.equal(RandMirrord([])({"image": image})["image"], image)
+    """Along each of the axes half the time, never along another."""
+    label = np.arange(24).reshape(2, 3, 4)
+    augment = Augmentation([2, 3, 4], [0, 2])
+    augment.choose.prob_rotate = augment.choose.prob_scale = 0
+    augment.alterations = []
+    random, stored = np.random.default_rng(0), case_of(label, label[None].astype(np.float16))
+    batch = augment.finish(augment.gather([augment.cut(stored, random) for _ in range(400)]), CPU)
+    assert torch.equal(batch["image"], batch["label"].float())
+    found = [tuple(patch.flatten().tolist()) for patch in batch["label"]]
+    for axes in ((), (0,), (2,), (0, 2)):
+        assert 70 < found.count(tuple(np.flip(label, axes).ravel().tolist())) < 130
 
 
-@pytest.mark.parametrize("patch", [[16, 16], [16, 16, 16], [4, 16, 16]])
-def test_the_whole_chain_keeps_its_input(patch: list[int]) -> None:
-    from monai.transforms import Compose
+def test_cases_of_different_types_share_a_batch() -> None:
+    """A case with large intensities is kept as float32, one with many classes as int16."""
+    augment = Augmentation([8, 8], [])
+    augment.choose.prob_rotate = augment.choose.prob_scale = 0
+    augment.alterations = []
+    small, large = case(2, 1), case(2, 1)
+    large["image"], large["label"] = large["image"].astype(np.float32) * 1e6, large["label"].astype(np.int16) + 300
+    cuts = [augment.cut(stored, np.random.default_rng(0)) for stored in (small, large)]
+    batch = augment.finish(augment.gather(cuts), CPU)
+    assert torch.equal(batch["image"][0] * 1e6, batch["image"][1])
+    assert torch.equal(batch["label"][0] + 300, batch["label"][1])
 
-    shape = [40] * len(patch)
-    stored = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float16)
-    case = {
-        "image": stored,
-        "label": np.zeros((1, *shape), np.int8),
-        "foreground": np.zeros((1 + len(patch), 0), np.int32),
-    }
-    before = stored.copy()
-    transform = Compose(augmentation(len(patch), patch, range(len(patch))))
-    transform.set_random_state(0)
-    for _ in range(30):
-        result = transform(case)
-        assert result["image"].shape == (1, *patch) and result["image"].isfinite().all()
-    assert np.array_equal(stored, before)
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gpu_makes_the_same_of_a_batch_without_waiting(patch: list[int], seed: int) -> None:
+    augment, gpu = Augmentation(patch, range(len(patch))), torch.device("cuda")
+    raw = raw_batch(augment, 12, seed)
+    noisy = augment.finish(raw.pin_memory(), gpu)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = augment.finish(raw, gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(noisy[key], again[key]) for key in noisy)
+    raw.altered[0] = None  # the noise, of which a GPU makes other numbers
+    on_cpu, on_gpu = (augment.finish(raw, device) for device in (CPU, gpu))
+    assert torch.allclose(on_cpu["image"], on_gpu["image"].cpu(), atol=1e-4)
+    assert (on_cpu["label"] != on_gpu["label"].cpu()).float().mean() < 1e-3  # voxels between two others
 
 
 @pytest.mark.parametrize(
@@ -172,11 +129,10 @@ def test_the_whole_chain_keeps_its_input(patch: list[int]) -> None:
 def test_axes_that_are_not_mirrored_keep_their_direction(
     patch_size: list[int], slice_axis: int | None, mirrored: list[int], kept: int
 ) -> None:
-    """Of whole patches of training, not only of the transform: left stays left."""
-    label = np.broadcast_to(np.arange(12).reshape([-1 if axis == kept else 1 for axis in range(3)]), (1, 12, 12, 12))
-    case = {"image": label.astype(np.float32), "label": label, "foreground": np.zeros((4, 0), np.int32)}
-    transforms = Compose(augmentation(len(patch_size), patch_size, mirrored, slice_axis))
-    transforms.transforms[0].prob_rotate = transforms.transforms[0].prob_scale = 0
-    transforms.set_random_state(0)
-    along = [int(transforms(case)["label"][0].float().diff(dim=kept).sign().min()) for _ in range(30)]
-    assert set(along) == {1}
+    """Of whole patches of training, not only of one step: left stays left."""
+    stored = case_of(np.broadcast_to(np.arange(12).reshape([-1 if axis == kept else 1 for axis in range(3)]), [12] * 3))
+    augment = Augmentation(patch_size, mirrored, slice_axis)
+    augment.choose.prob_rotate = augment.choose.prob_scale = 0
+    random = np.random.default_rng(0)
+    labels = augment.finish(augment.gather([augment.cut(stored, random) for _ in range(30)]), CPU)["label"]
+    assert set(labels.float().diff(dim=kept + 2).sign().flatten().tolist()) == {1}

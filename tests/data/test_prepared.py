@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from generators import write_image
-from monai.data import DataLoader
 from monai.transforms import Compose
 
 from scripts.data import preparation
-from scripts.data.augmentation import augmentation
-from scripts.data.draws import RandomDraws
+from scripts.data.augmentation import Augmentation
 from scripts.data.headers import read_header
 from scripts.data.images import LoadCased
+from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
 from scripts.data.transforms import preprocessing
@@ -186,7 +185,7 @@ def test_a_damaged_case_is_noticed_without_a_run(cases: list, tmp_path: Path) ->
 
 
 def test_cases_are_looked_through_once_a_run(cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
+    dataset = dataset_of(cases, tmp_path / "cache", Augmentation([8, 8, 8], [0, 1, 2]))
     prepare_cases(dataset, dataset_of([], tmp_path / "cache"))
     looked = []
     monkeypatch.setattr(preparation, "find_damage", lambda folder: looked.append(folder))
@@ -277,20 +276,17 @@ def test_a_disk_that_gets_full(cases: list, tmp_path: Path, full: str, monkeypat
     assert not list((tmp_path / "cache").rglob("*.part*"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_patches_repeat_from_a_seed(cases: list, tmp_path: Path, workers: int) -> None:
-    from monai.data import DataLoader, set_rnd
+def test_a_training_patch_is_a_function_of_its_case_and_key(cases: list, tmp_path: Path) -> None:
+    augment = Augmentation([8, 8, 8], [0, 1, 2])
+    dataset = dataset_of(cases, tmp_path / "cache", augment)
 
-    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
+    def image(sample: Sample | int) -> torch.Tensor:
+        return augment.finish(augment.gather([dataset[sample]]), torch.device("cpu"))["image"]
 
-    def epoch() -> list[torch.Tensor]:
-        torch.manual_seed(3)
-        set_rnd(dataset.transform, 3)
-        return [batch["image"] for batch in DataLoader(dataset, batch_size=2, num_workers=workers, shuffle=True)]
-
-    first, again = epoch(), epoch()
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert first[0].shape == (2, 1, 8, 8, 8) and not torch.equal(first[0][0], first[0][1])
+    one = image(Sample(0, (3, 1)))
+    assert one.shape == (1, 1, 8, 8, 8) and torch.equal(one, image(Sample(0, (3, 1))))
+    for other in (Sample(1, (3, 1)), Sample(0, (3, 2)), 0):
+        assert not torch.equal(one, image(other))
 
 
 @pytest.mark.parametrize("axis", [0, 2])
@@ -336,22 +332,3 @@ def test_settings_are_noted_in_plain_words(cases: list, tmp_path: Path) -> None:
     dataset = dataset_of(cases, tmp_path / "cache", spacing=[1, 1, 1])
     dataset.prepare(0)
     assert json.loads((dataset.folder / "settings.json").read_text())["spacing"] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_patches_do_not_depend_on_the_processes_that_load_them(
-    cases: list[dict[str, str]], tmp_path: Path, workers: int
-) -> None:
-    dataset = dataset_of(cases, tmp_path / "cache", augmentation(3, [8, 8, 8], [0, 1, 2]))
-
-    def patches(workers: int) -> torch.Tensor:
-        torch.manual_seed(3)
-        loader = DataLoader(dataset, workers, batch_size=2, sampler=RandomDraws(dataset, 12))
-        return torch.cat([batch["image"] for batch in loader])
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the loading processes
-    alone = patches(0)
-    assert torch.equal(patches(workers), alone)
-    assert len(torch.unique(alone.flatten(1), dim=0)) == 12, "each patch is another"
-    torch.set_num_threads(threads)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
+from patches import PatchMaker, case_of
+from scipy.stats import kstest
 
-from scripts.data.augmentation import augmentation
-from scripts.data.prepared import foreground_locations
-from scripts.data.sampling import RandPatchd, in_plane, rotation_range
+from scripts.data.sampling import PatchSampler, in_plane, rotation_range
 
 
 @pytest.fixture(autouse=True)
@@ -24,21 +22,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def case_of(label: np.ndarray, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    image = np.indices(label.shape)[0][None].astype(np.float16) if image is None else image
-    return {"image": image, "label": label[None].astype(np.int8), "foreground": foreground_locations(label)}
-
-
-def sampler(patch: list[int], seed: int = 0, **options: Any) -> RandPatchd:
-    transform = RandPatchd(patch, **{"prob_rotate": 0, "prob_scale": 0, **options})
-    transform.set_random_state(seed)
-    return transform
-
-
 def test_patch_is_what_lies_there() -> None:
     label = np.random.default_rng(0).integers(-1, 3, (30, 40, 20))
     position = np.ravel_multi_index(np.indices(label.shape), label.shape)[None].astype(np.float32)
-    transform = sampler([8, 16, 8])
+    transform = PatchMaker([8, 16, 8])
     for _ in range(20):
         patch = transform(case_of(label, position))
         assert patch["image"].dtype == torch.float32 and patch["label"].dtype == torch.int16
@@ -50,7 +37,7 @@ def test_patch_is_what_lies_there() -> None:
 def test_a_third_of_the_patches_are_around_foreground() -> None:
     label = np.zeros((200, 200))
     label[150:152, 40:42] = 1
-    transform = sampler([16, 16], seed=1)
+    transform = PatchMaker([16, 16], seed=1)
     hits = sum(transform(case_of(label))["label"].any().item() for _ in range(600))
     assert 170 <= hits <= 235  # a third, plus the few of the others that meet it
 
@@ -58,7 +45,7 @@ def test_a_third_of_the_patches_are_around_foreground() -> None:
 def test_classes_are_drawn_alike_however_small() -> None:
     label = np.zeros((60, 60, 60))
     label[:20], label[50, 50, 50] = 1, 2
-    transform = sampler([8, 8, 8], foreground_share=1)
+    transform = PatchMaker([8, 8, 8], foreground_share=1)
     rare = sum((transform(case_of(label))["label"] == 2).any().item() for _ in range(200))
     assert 75 <= rare <= 125
 
@@ -69,7 +56,7 @@ def test_patches_of_a_sparsely_annotated_case_lie_around_annotated_voxels(classe
     label = np.full((96, 32, 32), -1)
     label[[5, 40, 41, 90]] = 0
     label[40, :8, :8] = classes
-    transform = sampler([16, 16, 16])
+    transform = PatchMaker([16, 16, 16])
     patches = [transform(case_of(label))["label"] for _ in range(100)]
     assert all((patch >= 0).any() for patch in patches)
     assert sum(bool((patch == 1).any()) for patch in patches) >= 25 * classes
@@ -79,7 +66,7 @@ def test_patches_of_a_sparsely_annotated_case_lie_around_annotated_voxels(classe
 def test_small_volumes_lie_in_the_middle_of_zeros(shape: tuple[int, ...]) -> None:
     case = case_of(np.full(shape, 2), np.ones((1, *shape), np.float16))
     for options in ({}, {"foreground_share": 1}):
-        patch = sampler([16, 24, 16], **options)(case)
+        patch = PatchMaker([16, 24, 16], **options)(case)
         assert patch["image"].shape == patch["label"].shape == (1, 16, 24, 16)
         inside = [min(a, b) for a, b in zip(shape, (16, 24, 16), strict=True)]
         assert patch["image"].sum() == math.prod(inside)
@@ -90,7 +77,7 @@ def test_small_volumes_lie_in_the_middle_of_zeros(shape: tuple[int, ...]) -> Non
 
 
 def test_a_case_without_foreground() -> None:
-    assert not sampler([8, 8], foreground_share=1)(case_of(np.zeros((20, 20))))["label"].any()
+    assert not PatchMaker([8, 8], foreground_share=1)(case_of(np.zeros((20, 20))))["label"].any()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -98,7 +85,7 @@ def test_slices(axis: int) -> None:
     label = np.zeros((30, 31, 32))
     label[12, 13, 14] = 1
     number = np.indices(label.shape)[axis][None].astype(np.float16)
-    patch = sampler([16, 16], slice_axis=axis, foreground_share=1)(case_of(label, number))
+    patch = PatchMaker([16, 16], slice_axis=axis, foreground_share=1)(case_of(label, number))
     assert patch["image"].shape == patch["label"].shape == (1, 16, 16)
     assert (patch["image"] == (12, 13, 14)[axis]).all() and patch["label"].sum() == 1
 
@@ -110,8 +97,8 @@ def test_turned_patches_hold_image_up_to_their_corners(patch: list[int], options
     shape = [160] * len(patch)
     ramp = sum((k + 1) * index for k, index in enumerate(np.indices(shape)))[None].astype(np.float32) + 1
     label = (ramp[0] > np.median(ramp)).astype(int)
-    transform = sampler(patch, seed=3, **options)
-    transform._start = lambda *_: [80 - size // 2 for size in patch]  # type: ignore[method-assign]
+    transform = PatchMaker(patch, seed=3, **options)
+    transform.augment.choose._start = lambda *_: [80 - size // 2 for size in patch]  # type: ignore[method-assign]
     for _ in range(5):
         result = transform(case_of(label, ramp))
         image = result["image"][0].numpy()
@@ -126,7 +113,7 @@ def test_turned_patches_hold_image_up_to_their_corners(patch: list[int], options
 
 def test_scale_is_that_of_nnunet() -> None:
     ramp = np.indices((300, 300))[0][None].astype(np.float32)
-    transform = sampler([32, 32], prob_scale=1)
+    transform = PatchMaker([32, 32], prob_scale=1)
     steps = [float(transform(case_of(np.zeros((300, 300)), ramp))["image"][0].diff(dim=0).mean()) for _ in range(40)]
     assert 1 / 1.4 - 0.01 <= min(steps) < 0.8 and 1.3 < max(steps) <= 1 / 0.7 + 0.01
 
@@ -136,7 +123,7 @@ def test_flat_patches_turn_in_their_plane() -> None:
     assert in_plane([40, 56, 40]) == [0, 1, 2] and in_plane([512, 64]) == [0, 1]
     assert rotation_range([16, 128, 128]) == math.pi and rotation_range([64, 64, 64]) == pytest.approx(math.pi / 6)
     assert rotation_range([512, 512]) == math.pi and rotation_range([512, 256]) == pytest.approx(math.pi / 12)
-    transform = sampler([4, 24, 24], prob_rotate=1, prob_scale=1)
+    transform = PatchMaker([4, 24, 24], prob_rotate=1, prob_scale=1)
     depth = np.indices((20, 60, 60))[0][None].astype(np.float32)
     patch = transform(case_of(np.zeros((20, 60, 60)), depth))["image"][0]
     inner = patch[:, 8:16, 8:16]
@@ -144,13 +131,45 @@ def test_flat_patches_turn_in_their_plane() -> None:
     assert torch.allclose(inner.diff(dim=0), torch.ones(3, 8, 8), atol=1e-3)
 
 
-def test_seeded_patches_repeat() -> None:
-    label = np.random.default_rng(0).integers(0, 3, (30, 30, 30))
-    image = np.random.default_rng(1).normal(size=(1, 30, 30, 30)).astype(np.float16)
-    transform = Compose(augmentation(3, [16, 16, 16], [0, 1, 2]))
+@pytest.mark.parametrize("options", [{}, {"prob_rotate": 1}, {"prob_scale": 1}])
+@pytest.mark.parametrize("patch", [[9, 11], [9, 11, 7], [3, 11, 13]])
+def test_the_voxel_in_the_middle_stays_there(patch: list[int], options: dict) -> None:
+    """Turned or not, the patch around a labelled voxel has it in its centre."""
+    label = np.zeros([40] * len(patch))
+    label[(20,) * len(patch)] = 1
+    transform = PatchMaker(patch, foreground_share=1, **options)
+    for _ in range(10):
+        assert transform(case_of(label))["label"][(0, *(size // 2 for size in patch))] == 1
 
-    def run() -> list[torch.Tensor]:
-        transform.set_random_state(7)
-        return [transform(case_of(label, image))["image"] for _ in range(10)]
 
-    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+def matrices(patch: list[int], count: int, **options: float) -> np.ndarray:
+    choose, random = PatchSampler(patch, **options), np.random.default_rng(0)
+    return np.array([choose._matrix(random) for _ in range(count)])
+
+
+def test_a_fifth_of_the_patches_is_turned_and_a_fifth_scaled() -> None:
+    choose, random = PatchSampler([32, 32]), np.random.default_rng(0)
+    drawn = [matrix for matrix in (choose._matrix(random) for _ in range(4000)) if matrix is not None]
+    scaled = [not math.isclose(abs(np.linalg.det(matrix)), 1) for matrix in drawn]
+    turned = [matrix[0, 1] != 0 for matrix in drawn]
+    assert abs(len(drawn) / 4000 - 0.36) < 0.025  # of 1 - 0.8 * 0.8
+    assert abs(sum(scaled) / 4000 - 0.2) < 0.02 and abs(sum(turned) / 4000 - 0.2) < 0.02
+
+
+def test_angles_and_scales_are_drawn_evenly_from_nnunets_ranges() -> None:
+    flat = matrices([32, 32], 1000, prob_rotate=1, prob_scale=0)
+    assert kstest(np.arctan2(flat[:, 1, 0], flat[:, 0, 0]), "uniform", (-np.pi, 2 * np.pi)).pvalue > 0.01
+    deep = matrices([32, 32, 32], 1000, prob_rotate=1, prob_scale=1)
+    scale = np.cbrt(np.linalg.det(deep))
+    assert kstest(1 / scale, "uniform", (0.7, 0.7)).pvalue > 0.01
+    turns = deep / scale[:, None, None]
+    assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3))
+    angles = (
+        np.arctan2(turns[:, 1, 0], turns[:, 0, 0]),
+        np.arcsin(turns[:, 2, 0]),
+        np.arctan2(turns[:, 2, 1], turns[:, 2, 2]),
+    )
+    for angle in angles:
+        assert kstest(angle, "uniform", (-np.pi / 6, np.pi / 3)).pvalue > 0.01
+    slab = matrices([8, 64, 64], 200, prob_rotate=1, prob_scale=1)
+    assert (slab[:, 0] == [1, 0, 0]).all() and (slab[:, :, 0] == [1, 0, 0]).all()

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.data.augmentation import check_mirror_axes
-from scripts.data.sides import left_right_axis, one_sided_labels, sided_labels
+from scripts.data.sides import check_mirror_axes, left_right_axis, one_sided_labels, sided_labels
 from scripts.errors import UserError
 
 

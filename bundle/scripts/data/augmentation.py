@@ -1,183 +1,170 @@
-"""nnU-Net's augmentation of a patch, on plain tensors (MONAI's transforms take several times as long)."""
+"""nnU-Net's augmentation: cut and drawn by the loader's workers, done to whole batches on the device that trains.
+
+MONAI's transforms take several times as long, one patch after the other.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from monai.transforms import Randomizable, RandomizableTransform, Transform
-from numpy.random import RandomState
+from numpy.random import Generator
 
-from ..command_line import or_none
-from ..distributed import is_main_process
-from ..errors import UserError
-from .sampling import RandPatchd, in_plane, multiply_axes
-from .sides import left_right_axis, sided_labels
+from .alterations import alterations, to_device
+from .sampling import PatchSampler, Region, in_plane
+from .warping import warp
 
-__all__ = ["RandAlterd", "RandMirrord", "augmentation", "check_mirror_axes"]
-
-logger = logging.getLogger("lightm_unet")
+__all__ = ["Augmentation", "Cut", "RawBatch"]
 
 
-def augmentation(
-    spatial_dims: int, patch_size: Sequence[int], mirror_axes: Sequence[int], slice_axis: int | None = None
-) -> list[Transform]:
-    """Cut a patch out of a prepared case and alter it.
+class Cut(NamedTuple):
+    """A patch before its augmentation: its region, and what was drawn for it.
 
     Args:
-        spatial_dims: of the network, 2 or 3.
-        patch_size: one size per dimension.
+        region: what it is made of.
+        tables: for each of ``alterations`` its parameters (channels, parameters), NaN for a channel that is left
+            alone; None: all are.
+        mirrored: (dims,), whether it is mirrored along each axis.
+    """
+
+    region: Region
+    tables: list[np.ndarray | None]
+    mirrored: np.ndarray
+
+
+class Boxes(NamedTuple):
+    """Boxes of some patches of a batch: which, (boxes, channels, *size) and (boxes, 1, *size)."""
+
+    patches: np.ndarray
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclass
+class RawBatch:
+    """A batch before its augmentation.
+
+    Args:
+        straight: boxes of those that are neither turned nor scaled.
+        turned: boxes of the others, filled with zeros to a common size.
+        matrices, centres: of the latter, see ``Region``.
+        altered: for each of ``alterations`` the rows of (patches * channels), and their parameters.
+        mirrored: (patches, dims).
+    """
+
+    straight: Boxes | None
+    turned: Boxes | None
+    matrices: np.ndarray
+    centres: np.ndarray
+    altered: list[tuple[np.ndarray, np.ndarray] | None]
+    mirrored: np.ndarray
+
+    def pin_memory(self) -> RawBatch:
+        """For copies to a GPU that nothing waits for; the loader calls it."""
+        self.straight, self.turned = (
+            boxes and Boxes(boxes.patches, boxes.image.pin_memory(), boxes.label.pin_memory())
+            for boxes in (self.straight, self.turned)
+        )
+        return self
+
+
+class Augmentation:
+    """``cut`` a patch out of a case, ``gather`` several into a raw batch, ``finish`` that on any device.
+
+    What is random is drawn in ``cut``, from the generator that it is given: a patch is a function of that and of its
+    case. (The noise's numbers come from a seed drawn there; a GPU makes other ones of it than a CPU.)
+
+    Args:
+        patch_size: one size per dimension of the network.
         mirror_axes: axes of the patch along which mirror images are as good as the originals.
         slice_axis: axis along which a 2D network walks through volumes, or None.
     """
-    axes = in_plane(patch_size)
-    return [
-        RandPatchd(patch_size, slice_axis=slice_axis),
-        RandAlterd(0.1, noise),
-        RandAlterd(0.2, partial(blur, axes=axes)),
-        RandAlterd(0.15, brightness),
-        RandAlterd(0.15, contrast),
-        RandAlterd(0.25, partial(low_resolution, axes=axes)),
-        RandAlterd(0.1, partial(gamma, inverted=True)),
-        RandAlterd(0.3, gamma),
-        RandMirrord(mirror_axes),
-    ]
 
+    def __init__(self, patch_size: Sequence[int], mirror_axes: Sequence[int], slice_axis: int | None = None) -> None:
+        self.patch_size = [int(size) for size in patch_size]
+        self.mirrors = np.isin(np.arange(len(self.patch_size)), mirror_axes)
+        self.choose = PatchSampler(self.patch_size, slice_axis=slice_axis)
+        self.alterations = alterations(in_plane(self.patch_size))
 
-def check_mirror_axes(
-    mirror_axes: Sequence[int],
-    spatial_dims: int,
-    slice_axis: int | None,
-    labels: Mapping[str, Any],
-    regions: Mapping[str, Any],
-) -> None:
-    """Warn of a training that mirrors every axis although labels have sides, as older plans had it.
+    def cut(self, case: Mapping[str, np.ndarray], random: Generator) -> Cut:
+        """Draw all that makes a patch of a prepared case ("image", "label", "foreground")."""
+        region = self.choose(case, random)
+        channels = len(region.image)
+        tables = [step.draw(random, channels) if random.random() < step.prob else None for step in self.alterations]
+        return Cut(region, tables, (random.random(len(self.mirrors)) < 0.5) & self.mirrors)
 
-    Raises:
-        UserError: ``mirror_axes`` is no list.
-    """
-    if not isinstance(mirror_axes, (list, tuple)):
-        raise UserError(f"mirror_axes must be a list of axes, such as [0, 1], not {mirror_axes}")
-    axis, sided = left_right_axis(spatial_dims, or_none(slice_axis)), sided_labels(labels, or_none(regions) or {})
-    if sided and axis is not None and set(mirror_axes) == set(range(spatial_dims)) and is_main_process():
-        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
-        logger.warning(
-            f"labels of both sides ({shown}) are mirrored: take the left-right axis "
-            f"({axis}, unless these are TIFF stacks) out of mirror_axes, or the network cannot tell them apart"
+    def gather(self, cuts: Sequence[Cut]) -> RawBatch:
+        """Read the regions of several patches."""
+        is_turned = np.array([cut.region.matrix is not None for cut in cuts])
+        turned = [cut.region for cut in cuts if cut.region.matrix is not None]
+        straight = [cut.region for cut in cuts if cut.region.matrix is None]
+        return RawBatch(
+            straight=_boxes(np.flatnonzero(~is_turned), straight),
+            turned=_boxes(np.flatnonzero(is_turned), turned),
+            matrices=np.array([region.matrix for region in turned]),
+            centres=np.array([region.centre for region in turned]),
+            altered=[_chosen_rows(tables) for tables in zip(*(cut.tables for cut in cuts), strict=True)],
+            mirrored=np.array([cut.mirrored for cut in cuts]),
         )
 
+    def finish(self, raw: RawBatch, device: torch.device) -> dict[str, torch.Tensor]:
+        """Augment a raw batch: "image" float32 (patches, channels, *patch_size), "label" int16 (patches, 1, …)."""
+        image, label = self._patches(raw, device)
+        rows = image.flatten(0, 1)
+        for step, altered in zip(self.alterations, raw.altered, strict=True):
+            if altered is not None:
+                chosen = to_device(altered[0], device)
+                rows.index_copy_(0, chosen, step.apply(rows[chosen], altered[1]))
+        for axis in np.flatnonzero(raw.mirrored.any(0)).tolist():
+            chosen = to_device(np.flatnonzero(raw.mirrored[:, axis]), device)
+            for patches in (image, label):
+                patches.index_copy_(0, chosen, patches[chosen].flip(axis + 2))
+        return {"image": image, "label": label}
 
-class RandAlterd(RandomizableTransform):
-    """Apply ``function(image, random_state)`` to the "image" with probability ``prob``."""
-
-    def __init__(self, prob: float, function: Callable[[torch.Tensor, RandomState], torch.Tensor]) -> None:
-        super().__init__(prob)
-        self.function = function
-
-    def __call__(self, data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.randomize(None)
-        return {**data, "image": self.function(data["image"], self.R)} if self._do_transform else dict(data)
-
-
-class RandMirrord(Randomizable, Transform):
-    """Mirror image and label along each of ``axes`` with probability one half."""
-
-    def __init__(self, axes: Sequence[int]) -> None:
-        self.axes = list(axes)
-
-    def __call__(self, data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        chosen = [axis + 1 for axis in self.axes if self.R.random() < 0.5]
-        return {key: torch.flip(value, chosen) if chosen else value for key, value in data.items()}
-
-
-def noise(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    """Gaussian, with a standard deviation of up to 0.1 (nnU-Net calls that number a variance, and uses it as this)."""
-    generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-    return image + torch.randn(image.shape, generator=generator) * random.uniform(0, 0.1)
-
-
-def blur(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
-    """Gaussian, of every other channel, with a sigma of 0.5 to 1 voxel of its own along each axis."""
-
-    def blurred(channel: torch.Tensor) -> torch.Tensor:
-        lengths = {axis: channel.shape[axis + 1] for axis in axes}
-        return multiply_axes(channel, {axis: _gaussian(n, random.uniform(0.5, 1)) for axis, n in lengths.items()})
-
-    return _half_the_channels(image, random, blurred)
+    def _patches(self, raw: RawBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """As they lie in their cases, turned and scaled."""
+        channels = (raw.straight or raw.turned).image.shape[1]
+        image = torch.empty(len(raw.mirrored), channels, *self.patch_size, device=device)
+        label = torch.empty(len(raw.mirrored), 1, *self.patch_size, device=device, dtype=torch.int16)
+        for boxes in (raw.straight, raw.turned):
+            if boxes is None:
+                continue
+            part = boxes.image.to(device, non_blocking=True), boxes.label.to(device, non_blocking=True)
+            if boxes is raw.turned:
+                part = warp(*part, raw.matrices, raw.centres, self.patch_size)
+            chosen = to_device(boxes.patches, device)
+            image.index_copy_(0, chosen, part[0].float())
+            label.index_copy_(0, chosen, part[1].to(torch.int16))
+        return image, label
 
 
-def brightness(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    """Multiply each channel by a factor of its own."""
-    return image * _for_each_channel(image, random, 0.75, 1.25)
+def _boxes(patches: np.ndarray, regions: Sequence[Region]) -> Boxes | None:
+    """The regions of some patches, read, at the beginning of boxes as large as the largest."""
+    if not regions:
+        return None
+    size = np.max([region.size for region in regions], axis=0).tolist()
+    offsets = [region.offset for region in regions]
+    image, label = (_filled([getattr(region, key) for region in regions], offsets, size) for key in ("image", "label"))
+    return Boxes(patches, image, label)
 
 
-def contrast(image: torch.Tensor, random: RandomState) -> torch.Tensor:
-    """Multiply the distance to each channel's mean by a factor of its own, within the old minimum and maximum."""
-    factor = _for_each_channel(image, random, 0.75, 1.25).flatten(1)
-    channels = image.flatten(1)
-    low, high = torch.aminmax(channels, dim=1, keepdim=True)
-    stretched = torch.lerp(channels.mean(1, keepdim=True), channels, factor)
-    return torch.clamp(stretched, low, high).view(image.shape)
+def _filled(arrays: Sequence[np.ndarray], offsets: Sequence[Sequence[int]], size: Sequence[int]) -> torch.Tensor:
+    boxes = np.zeros((len(arrays), len(arrays[0]), *size), np.result_type(*{array.dtype for array in arrays}))
+    for box, array, offset in zip(boxes, arrays, offsets, strict=True):
+        box[(slice(None), *(slice(at, at + n) for at, n in zip(offset, array.shape[1:], strict=True)))] = array
+    return torch.from_numpy(boxes)
 
 
-def low_resolution(image: torch.Tensor, random: RandomState, axes: Sequence[int]) -> torch.Tensor:
-    """Every other channel sampled on a coarser grid (zoom 0.5 to 1) of its own, and interpolated back."""
-
-    def lowered(channel: torch.Tensor) -> torch.Tensor:
-        zoom = random.uniform(0.5, 1)
-        return multiply_axes(channel, {axis: _down_and_up(channel.shape[axis + 1], zoom) for axis in axes})
-
-    return _half_the_channels(image, random, lowered)
-
-
-def gamma(image: torch.Tensor, random: RandomState, inverted: bool = False) -> torch.Tensor:
-    """A gamma curve (0.7 to 1.5) over the range of each channel, which keeps its mean and standard deviation."""
-    exponent = _for_each_channel(image, random, 0.7, 1.5).flatten(1)
-    channels = (-image if inverted else image).flatten(1)
-    deviation, mean = torch.std_mean(channels, dim=1, keepdim=True)
-    low, high = torch.aminmax(channels, dim=1, keepdim=True)
-    curved = ((channels - low) / (high - low + 1e-7)).pow_(exponent)
-    new_deviation, new_mean = torch.std_mean(curved, dim=1, keepdim=True)
-    scale = deviation / (new_deviation + 1e-8)
-    result = curved.mul_(scale).add_(mean - new_mean * scale).view(image.shape)
-    return -result if inverted else result
-
-
-def _half_the_channels(
-    image: torch.Tensor, random: RandomState, function: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """``function`` of each channel (1, *spatial), or the channel as it is, with probability one half."""
-    return torch.cat([function(channel) if random.random_sample() < 0.5 else channel for channel in image.split(1)])
-
-
-def _for_each_channel(image: torch.Tensor, random: RandomState, low: float, high: float) -> torch.Tensor:
-    """A random factor a channel, of a shape to go with (channels, *spatial): below 1 as often as above."""
-    below = random.random_sample(len(image)) < 0.5
-    factors = np.where(below, random.uniform(low, 1, len(image)), random.uniform(1, high, len(image)))
-    return torch.from_numpy(factors).float().view(-1, *[1] * (image.ndim - 1))
-
-
-def _gaussian(length: int, sigma: float) -> torch.Tensor:
-    """Rows are Gaussians around the diagonal; weights that fall outside the image are shared by those inside."""
-    distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
-    # Cut off: numbers that small would be subnormal, on which processors are many times slower.
-    kernel = np.where(distance <= 4 * sigma, np.exp(-0.5 * (distance / sigma) ** 2), 0)
-    return torch.from_numpy(kernel / kernel.sum(1, keepdims=True)).float()
-
-
-def _down_and_up(length: int, zoom: float) -> torch.Tensor:
-    """Nearest voxels of a coarser grid, then linear interpolation between them."""
-    coarse = max(1, round(length * zoom))
-    taken = np.minimum(((np.arange(coarse) + 0.5) * length / coarse).astype(int), length - 1)
-    position = np.clip((np.arange(length) + 0.5) * coarse / length - 0.5, 0, coarse - 1)
-    first = np.minimum(position.astype(int), max(coarse - 2, 0))
-    second = np.minimum(first + 1, coarse - 1)
-    matrix = np.zeros((length, length))
-    rows: Any = np.arange(length)
-    np.add.at(matrix, (rows, taken[first]), 1 - (position - first))
-    np.add.at(matrix, (rows, taken[second]), position - first)
-    return torch.from_numpy(matrix).float()
+def _chosen_rows(tables: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of the tables of an alteration, one a patch or None: the rows of (patches * channels) that are altered."""
+    known = {patch: table for patch, table in enumerate(tables) if table is not None}
+    if not known:
+        return None
+    channels = len(next(iter(known.values())))
+    rows = np.concatenate([patch * channels + np.arange(channels) for patch in known])
+    table = np.concatenate(list(known.values()))
+    chosen = ~np.isnan(table[:, 0])
+    return (rows[chosen], table[chosen]) if chosen.any() else None

@@ -27,15 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset
-from monai.transforms import Compose, Transform
+from monai.transforms import Transform
 
 from ..command_line import as_typed, or_none
+from .augmentation import Augmentation
 from .cache_check import find_damage, list_arrays, renew, renewed_place
-from .draws import Draw
 from .files import case_name, check_case_name, flush_file, flush_folder, replacing
 from .formats import columns_first, shallow_before
 from .itk import voxel_files
 from .leftovers import temporary_beside
+from .loading import Sample
 from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
@@ -60,9 +61,9 @@ class PreparedDataset(Dataset):
     Args:
         data: [{"image": path or one per channel, "label": path}, …].
         preprocessing: loads and prepares a case with "image" and "label" (class indices, -1 for ignored voxels).
-        augment: transforms from a prepared case to a training patch (the first is ``RandPatchd``), whose random numbers
-            a ``Draw`` as index brings along; None or empty:
-            whole cases are handed out, {"image": float32 (channels, *spatial), "label": int16 (1, *spatial)}.
+        augment: ``dataset[Sample(index, key)]`` is the patch that its ``cut`` draws from the random numbers of that
+            key, and ``dataset[index]`` any; None: whole cases are handed out, {"image": float32 (channels, *spatial),
+            "label": int16 (1, *spatial)}.
         cache_dir: where prepared cases are kept; may be shared by runs and by processes.
         settings: everything that ``preprocessing`` depends on, as JSON.
         slice_axis: axis along which a 2D network walks through volumes: its slices lie together on disk.
@@ -72,12 +73,13 @@ class PreparedDataset(Dataset):
         self,
         data: Sequence[Case],
         preprocessing: Transform,
-        augment: Sequence[Transform] | None,
+        augment: Augmentation | None,
         cache_dir: str | Path,
         settings: Mapping[str, Any],
         slice_axis: int | None = None,
     ) -> None:
-        super().__init__(data, Compose(list(augment or [whole_case])))
+        super().__init__(data, whole_case)
+        self.augment = augment
         self.preprocessing = preprocessing
         self.slice_axis = or_none(slice_axis)
         self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(_relevant(settings, data))))}
@@ -85,10 +87,14 @@ class PreparedDataset(Dataset):
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
 
-    def _transform(self, index: int) -> Any:
-        if isinstance(index, Draw):
-            self.transform.set_random_state(seed=index.seed)
-        return self.transform(self.load(index))
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Any:
+        return self._transform(index) if isinstance(index, Sample) else super().__getitem__(index)
+
+    def _transform(self, index: int | Sample) -> Any:
+        if self.augment is None:
+            return self.transform(self.load(index))
+        sample = index if isinstance(index, Sample) else Sample(index, None)
+        return self.augment.cut(self.load(sample.index), np.random.default_rng(sample.key))
 
     def load(self, index: int) -> dict[str, np.ndarray]:
         """The prepared case as memory maps: "image", "label", "foreground"."""

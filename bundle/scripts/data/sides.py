@@ -5,11 +5,18 @@ A mirror image of a left kidney is a right one: a network that is trained on bot
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-__all__ = ["left_right_axis", "one_sided_labels", "sided_labels"]
+from ..command_line import or_none
+from ..distributed import is_main_process
+from ..errors import UserError
+
+__all__ = ["check_mirror_axes", "left_right_axis", "one_sided_labels", "sided_labels"]
+
+logger = logging.getLogger("lightm_unet")
 
 # Words that stand for a side, and short forms that do where the other side is a label too.
 _WORDS = {
@@ -110,3 +117,26 @@ def _readings(name: str) -> list[_Reading]:
 
 def _other(side: str) -> str:
     return "right" if side == "left" else "left"
+
+
+def check_mirror_axes(
+    mirror_axes: Sequence[int],
+    spatial_dims: int,
+    slice_axis: int | None,
+    labels: Mapping[str, Any],
+    regions: Mapping[str, Any],
+) -> None:
+    """Warn of a training that mirrors every axis although labels have sides, as older plans had it.
+
+    Raises:
+        UserError: ``mirror_axes`` is no list.
+    """
+    if not isinstance(mirror_axes, (list, tuple)):
+        raise UserError(f"mirror_axes must be a list of axes, such as [0, 1], not {mirror_axes}")
+    axis, sided = left_right_axis(spatial_dims, or_none(slice_axis)), sided_labels(labels, or_none(regions) or {})
+    if sided and axis is not None and set(mirror_axes) == set(range(spatial_dims)) and is_main_process():
+        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+        logger.warning(
+            f"labels of both sides ({shown}) are mirrored: take the left-right axis "
+            f"({axis}, unless these are TIFF stacks) out of mirror_axes, or the network cannot tell them apart"
+        )

@@ -18,11 +18,21 @@ from monai.utils import set_determinism
 
 from ..command_line import or_none
 from ..data.files import replacing
+from ..data.loading import PatchLoader, RandomCases
 from ..data.readable_json import without_nan
 from ..distributed import is_main_process, rank, world_size
 from ..errors import UserError
 
-__all__ = ["EMA_MOMENTUM", "EpochLog", "GradientClipping", "SeedEachEpoch", "ValidationScores", "loss_rise", "seed_run"]
+__all__ = [
+    "EMA_MOMENTUM",
+    "EpochLog",
+    "GradientClipping",
+    "PrepareAhead",
+    "SeedEachEpoch",
+    "ValidationScores",
+    "loss_rise",
+    "seed_run",
+]
 
 JUMP = 3  # the loss_rise from which on the weights count as thrown out
 EMA_MOMENTUM = 0.9  # of nnU-Net's moving average of the pseudo-Dice
@@ -49,9 +59,27 @@ class GradientClipping:
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
 
 
+class PrepareAhead:
+    """While the GPU works on a batch, have a ``PatchLoader`` augment the next one there.
+
+    After the backward pass was started: by then the GPU has work, and what follows in the step waits for it. The time
+    that the loader's workers let it wait counts as that of getting a batch.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        if isinstance(engine.data_loader, PatchLoader) and engine.data_loader.on_gpu:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.fire_event(Events.GET_BATCH_STARTED)
+        engine.data_loader.fetch_next()
+        engine.fire_event(Events.GET_BATCH_COMPLETED)
+        engine.data_loader.prepare_next()
+
+
 class SeedEachEpoch:
     """Seed every random number of an epoch from (seed, epoch, rank), so that a resumed run repeats none
-    and goes on exactly as an uninterrupted one would. Those of patches come from here by RandomDraws.
+    and goes on exactly as an uninterrupted one would. Those of the patches are told the epoch.
 
     Args:
         seed: the run's seed, or None (typed: null) to leave everything random.
@@ -61,11 +89,14 @@ class SeedEachEpoch:
         self.seed = or_none(seed)
 
     def attach(self, engine: Engine) -> None:
-        if self.seed is not None:
-            engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        set_determinism((self.seed + 1_000_003 * engine.state.epoch * world_size() + rank()) % 2**32)
+        epoch, sampler = engine.state.epoch, getattr(engine.data_loader, "sampler", None)
+        if isinstance(sampler, RandomCases):
+            sampler.epoch = epoch
+        if self.seed is not None:
+            set_determinism((self.seed + 1_000_003 * epoch * world_size() + rank()) % 2**32)
 
 
 def seed_run(seed: int | str | None) -> None:
