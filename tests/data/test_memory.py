@@ -18,7 +18,7 @@ def table(*fits: tuple[int, str, float, float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("mode", ["amp", "fp32"])
+@pytest.mark.parametrize("mode", ["amp", "amp_kept", "fp32"])
 def test_shipped_table(dims: int, mode: str) -> None:
     shipped = load_memory_table()
     assert shipped["source"]
@@ -27,6 +27,18 @@ def test_shipped_table(dims: int, mode: str) -> None:
     for fit in shipped["fits"]:
         line = step_memory(shipped, fit["spatial_dims"], fit["init_filters"], fit["mode"], 3)
         assert all(line.gib(row["voxels"]) >= row["gib"] - 1e-3 for row in fit.get("measured", []))
+
+
+def test_what_keeping_costs_and_thick_slices() -> None:
+    """The rule for other strides, beside a GPU's own measurement of some."""
+    shipped = load_memory_table()
+    for filters in (8, 16, 32, 64):
+        again, kept = (step_memory(shipped, 3, filters, mode, 3).bytes_per_voxel for mode in ("amp", "amp_kept"))
+        assert again < kept
+    thick = shipped["thick_slices"]
+    line = step_memory(shipped, 3, thick["init_filters"], thick["mode"], shipped["classes"])
+    for row in thick["measured"]:
+        assert line.gib(row["voxels"], thick["strides"]) == pytest.approx(row["gib"], rel=0.1)
 
 
 def test_measured_line() -> None:
