@@ -4,12 +4,16 @@
 PYTHON ?= python3
 # An extra package index for torch, such as https://download.pytorch.org/whl/cpu (smaller, no CUDA libraries).
 TORCH_INDEX ?=
-# Where `make demo` writes (`make report`: report_output).
+# Where `make demo` writes (`make report`: report_output, `make torture`: torture_output).
 OUT ?= demo_output
 # What `make report` segments: a folder of images (without one, the demo's), their labels if there are any, the task.
 IN ?=
 LABELS ?=
 TASK ?= hippocampus
+# How long `make torture` takes in seconds (300), the seed of its random choices (another each time), its parts (all).
+TIME ?=
+SEED ?=
+PARTS ?=
 # Extra arguments for pytest, the benchmark or the report's inference: make test ARGS="-k demo"
 ARGS ?=
 
@@ -32,7 +36,7 @@ BUNDLE_OUTPUTS := output eval prediction runs mlruns demo_output
 READ_VERSION := import json; print(json.load(open("bundle/configs/metadata.json", encoding="utf-8"))["version"])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lint bench tables release clean
+.PHONY: help demo report test torture lint bench tables release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -44,6 +48,9 @@ report: OUT := report_output
 report: INPUT = $(abspath $(or $(IN),$(OUT)/input))
 report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels OUT=folder TASK=hippocampus
 	@$(if $(wildcard bundle/configs/tasks/$(TASK).json),,$(error TASK: there is no bundle/configs/tasks/$(TASK).json))
+	@test -z "$$(ls "$(abspath $(OUT))/prediction" 2>/dev/null)" || \
+	test -e "$(abspath $(OUT))/prediction/predictions.json" || { \
+	echo "make: $(OUT)/prediction holds files that no prediction wrote: move them away, or give another OUT" >&2; exit 1; }
 	@$(if $(IN),,cd bundle && $(VENV_PYTHON) -c '$(WRITE_DEMO_INPUT)' "$(INPUT)")
 	@cd bundle && $(VENV_PYTHON) -m monai.bundle run inference --config_file "$(INFERENCE_CONFIG)" \
 	--input_dir "$(INPUT)" --output_dir "$(abspath $(OUT))/prediction" --overwrite true $(ARGS)
@@ -53,6 +60,10 @@ report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels 
 
 test: $(STAMP)  ## the whole test suite, in two processes
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+
+torture: OUT := torture_output
+torture: $(STAMP)  ## kill, break and starve the commands, and print one table: TIME=seconds SEED=number OUT=folder
+	@TIME="$(TIME)" SEED="$(SEED)" OUT="$(abspath $(OUT))" PARTS="$(PARTS)" $(VENV_PYTHON) -m tests.torture
 
 lint: $(STAMP)  ## style: ruff check and ruff format --check
 	@$(VENV_PYTHON) -m ruff check .
@@ -77,7 +88,7 @@ release: $(STAMP)  ## zip the bundle for the model zoo into dist/
 	echo "dist/$$zip"
 
 clean:  ## remove .venv, dist, the demo's output and caches
-	@rm -rf $(VENV) dist demo_output .pytest_cache .hypothesis .ruff_cache
+	@rm -rf $(VENV) dist demo_output torture_output .pytest_cache .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP):

@@ -18,7 +18,13 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    content = {"training": [], "epochs": 1, "train": {"trainer": {}}, "num_workers": 0, "output_dir": "output"}
+    content = {
+        "training": [],
+        "epochs": 1,
+        "train": {"trainer": {"_target_": "a.B"}},
+        "num_workers": 0,
+        "output_dir": "output",
+    }
     (tmp_path / "train.json").write_text(json.dumps(content))
     return str(tmp_path / "train.json")
 
@@ -76,9 +82,7 @@ def test_none_would_be_dropped_silently(config: str) -> None:
     assert or_none("null") is None and or_none(0) == 0
 
 
-@pytest.mark.parametrize(
-    ("folder", "read"), [("2025", "2025"), ("2025.10", "2025.1"), ("1e3", "1000.0"), ("out#2", "'out'")]
-)
+@pytest.mark.parametrize(("folder", "read"), [("2025", "2025"), ("2025.10", "2025.1"), ("1e3", "1000.0")])
 def test_a_folder_that_would_be_read_as_something_else(config: str, folder: str, read: str) -> None:
     message = f"--output_dir {folder}: MONAI reads it as {read}; write --output_dir ./{folder}"
     with pytest.raises(UserError, match=re.escape(message)):
@@ -86,7 +90,73 @@ def test_a_folder_that_would_be_read_as_something_else(config: str, folder: str,
     check(config, "--output_dir", f"./{folder}")
 
 
-@pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "/data/out#2", "~/out", "it's"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("output_dir", "/data/out#2"),
+        ("output_dir", "out#2"),
+        ("splits", "a#b.json"),
+        ("checkpoint", "['a#1.pt','b.pt']"),
+    ],
+)
+def test_a_path_that_monai_would_change_is_refused(config: str, option: str, value: str, tmp_path: Path) -> None:
+    """The run would write into /data/out::2."""
+    with pytest.raises(UserError, match=re.escape(f"--{option} {value}: MONAI reads # as ::")):
+        check(config, f"--{option}", value)
+    (tmp_path / "args.json").write_text(json.dumps({option: value}))
+    with pytest.raises(UserError, match="MONAI reads # as ::"):
+        check(config, "--args_file", str(tmp_path / "args.json"))
+
+
+@pytest.mark.parametrize("option", ["output_dir", "checkpoint", "splits", "pretrained", "weights", "task_file"])
+@pytest.mark.parametrize("name", ["$name", "@epochs", "%name", "$__import__('os').system('touch ran')"])
+def test_a_path_is_not_run_or_looked_up(config: str, option: str, name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--{option} {name}: MONAI ") + f".*; write '\\./{re.escape(name)}'"):
+        check(config, f"--{option}", name)
+    if option == "output_dir":  # the one of these that this config has
+        check(config, f"--{option}", f"./{name}")
+
+
+def test_one_of_several_checkpoints_is_not_run(config: str) -> None:
+    with pytest.raises(UserError, match=r"MONAI runs it as Python; write '\./\$b\.pt'"):
+        check(config, "--checkpoint", "['a.pt','$b.pt']")
+
+
+@pytest.mark.parametrize("content", ['{"output_dir": "$name"}', '{"output_dir": 5}', "[]", "{"])
+def test_an_args_file_is_checked_likewise(config: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(content)
+    with pytest.raises(UserError, match=r"--output_dir|--args_file"):
+        check(config, "--args_file", str(tmp_path / "args.json"))
+
+
+@pytest.mark.parametrize("value", ["x", "5", "[1]", "true", "null"])
+def test_a_part_of_a_config_is_no_plain_value(config: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--train .*: that is a part of the config and no plain value"):
+        check(config, "--train", value)
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text(json.dumps({"train": value}))
+    with pytest.raises(UserError, match=r"overlay\.json: train .*: that is a part of the config"):
+        check_ids(["run", "training", "--config_file", f"['{config}','{overlay}']"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "5"])
+def test_a_broken_overlay_is_named(config: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "overlay.json").write_text(content)
+    with pytest.raises(UserError, match=r"--config_file: .*overlay\.json cannot be read as a config: "):
+        check_ids(["run", "training", "--config_file", f"['{config}','{tmp_path / 'overlay.json'}']"])
+
+
+@pytest.mark.parametrize("words", [["--train", "{'_target_':'a.B'}"], ["--train", "@epochs"], ["--epochs", "null"]])
+def test_parts_may_be_replaced_by_parts(config: str, words: list[str]) -> None:
+    check(config, *words)
+
+
+@pytest.mark.parametrize("value", ["@train#folder", "['@a#b']", "{'path': '@train#folder'}", "$@train#folder + 'x'"])
+def test_a_reference_may_name_a_part_of_a_config(config: str, value: str) -> None:
+    check(config, "--epochs", value)
+
+
+@pytest.mark.parametrize("folder", ["out", "out-2", "my out", "v1.2", "~/out", "it's"])
 def test_other_folders_are_read_as_they_are(config: str, folder: str) -> None:
     check(config, "--output_dir", folder)
 

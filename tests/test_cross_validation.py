@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from generators import hard_case, write_nnunet
+from generators import hard_case, write_image, write_nnunet
 
 from scripts import cross_validation
 from scripts.cross_validation import gather, main
+from scripts.engines.checkpoints import weights_digest
 from scripts.errors import UserError
 from scripts.folds import EVALUATION, Fold, Settings
 from scripts.metrics import METRICS
@@ -151,7 +153,13 @@ def short_run(folder: Path) -> None:
     (folder / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     for name in ("model.pt", "checkpoint.pt", "model_final.pt"):
         (folder / name).touch()
-    (folder / "evaluation/metrics.json").write_text("{}")
+    write_scores(folder)
+
+
+def write_scores(folder: Path, rows: Sequence[dict[str, Any]] = (), **settings: Any) -> None:
+    """metrics.json of the weights that are there."""
+    content = {"settings": settings, "weights": [weights_digest(folder / "model.pt")], "per_case": list(rows)}
+    (folder / "evaluation/metrics.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -164,8 +172,7 @@ def test_a_finished_fold_trains_on_when_asked_for_more_epochs(
     def run(command: list[str], fold: Fold) -> None:
         commands.append(command)
         if better:
-            scores = (fold.evaluation / "metrics.json").stat().st_mtime
-            os.utime(fold.folder / "model.pt", (scores + 1, scores + 1))
+            (fold.folder / "model.pt").write_text("better")
 
     monkeypatch.setattr(cross_validation, "_run", run)
     given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0"]
@@ -238,9 +245,9 @@ def finished(folder: Path, number: int, scores: dict[str, float | None], ending:
     (fold.folder / "model.pt").touch()
     others = dict.fromkeys(METRICS, 1.0)
     rows = [{"case": case, "class": "a", **others, "dice": dice} for case, dice in scores.items()]
-    (fold.evaluation / "metrics.json").write_text(json.dumps({"per_case": rows}))
+    write_scores(fold.folder, rows)
     for case in scores:
-        (fold.evaluation / "predictions" / (case + ending)).write_text(case)
+        write_image(fold.evaluation / "predictions" / (case + ending), np.ones((1, 2, 3, 4), np.uint8))
     write_provenance(fold.evaluation / "predictions", Run("model.pt", number, [], sorted(scores)))
     return fold
 
@@ -264,12 +271,38 @@ def test_an_evaluation_by_other_settings_is_done_again(
     checkpoint = str(tmp_path / "fold_0/model.pt")
     done = {"tta": True, "overlap": 0.25, "postprocessing_rules": "none", "checkpoint": checkpoint, "gone": 1}
     for by_hand in ({}, {"tta": "false"}, {"overlap": 0.5}, {"mirror_axes": [0]}, {"checkpoint": "model_final.pt"}):
-        metrics = tmp_path / "fold_0/evaluation/metrics.json"
-        metrics.write_text(json.dumps({"settings": done | by_hand}))
+        write_scores(tmp_path / "fold_0", **done | by_hand)
         main([*given, "--epochs", "2"])
         assert commands == ["evaluating"] * bool(by_hand), by_hand
         assert all(f"evaluated with {key}" in capsys.readouterr().out for key in by_hand)
         commands.clear()
+
+
+def test_scores_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
+    """Whatever the clock says, which may have gone back."""
+    fold = finished(tmp_path, 0, {"a": 0.5})
+    metrics, weights = fold.evaluation / "metrics.json", fold.folder / "model.pt"
+    os.utime(metrics, (1, 1))
+    assert fold.evaluated and fold.outdated is None, "older than the weights, but theirs"
+    weights.write_text("others")
+    os.utime(weights, (0, 0))
+    assert not fold.evaluated and fold.outdated == "its scores are of other weights"
+    metrics.write_text(json.dumps({"per_case": []}))  # as version 0.6 wrote it
+    assert not fold.evaluated and "do not say of which weights" in str(fold.outdated)
+    metrics.write_text(metrics.read_text()[:-3])
+    assert not fold.evaluated and fold.outdated is None
+
+
+def test_scores_whose_predictions_are_gone_or_damaged(tmp_path: Path) -> None:
+    fold, out = finished(tmp_path, 0, {"a": 0.5, "b": 0.5}), tmp_path / "out"
+    gather([fold], out)
+    damaged = fold.evaluation / "predictions/b.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"b\.nii\.gz cannot be read: remove it, and the same command evaluates fold 0"):
+        gather([fold], out)
+    assert nib.load(out / "predictions/b.nii.gz").shape == (2, 3, 4), "what was gathered before is kept"
+    damaged.write_bytes(b"")
+    assert not fold.evaluated and fold.outdated == "the predictions of 1 case(s) are gone (b)"
 
 
 def test_a_fold_that_was_trained_otherwise_is_refused(tmp_path: Path, split_file: Path) -> None:
@@ -312,6 +345,42 @@ def test_gathering_counts_undefined_scores_and_starts_anew(tmp_path: Path) -> No
     assert names == {"a.tif", "a.json", "b.nii.gz", "d.nii.gz", "predictions.json"}
     gather(folds[:1], out)
     assert {path.name for path in (out / "predictions").iterdir()} == {"b.nii.gz", "d.nii.gz", "predictions.json"}
+
+
+@pytest.mark.parametrize("file", ["note.txt", "z.nii.gz", "a_probabilities.nii.gz"])
+def test_gathering_takes_nothing_away_that_it_did_not_bring(tmp_path: Path, file: str) -> None:
+    fold, out = finished(tmp_path, 0, {"a": 0.5}), tmp_path / "out"
+    gather([fold], out)
+    (out / "predictions" / file).write_text("the user's")
+    with pytest.raises(UserError, match=f"out/predictions/{file} would be replaced"):
+        gather([fold], out)
+    assert (out / "predictions" / file).read_text() == "the user's"
+    assert (out / "predictions/a.nii.gz").is_file()
+
+
+def test_gathering_keeps_metrics_of_others(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.csv").write_text("the user's")
+    with pytest.raises(UserError, match=r"metrics\.csv would be replaced"):
+        gather([finished(tmp_path, 0, {"a": 0.5})], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.csv"]
+
+
+def test_a_gathering_that_was_killed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold, out = finished(tmp_path, 0, {"a": 0.5, "b": 0.5}), tmp_path / "out"
+    copy = shutil.copyfile
+
+    def kill(source: Path, target: Path) -> None:
+        if source.name == "b.nii.gz":
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", kill)
+    with pytest.raises(KeyboardInterrupt):
+        gather([fold], out)
+    monkeypatch.undo()
+    gather([fold], out)
+    assert {path.name for path in (out / "predictions").iterdir()} == {"a.nii.gz", "b.nii.gz", "predictions.json"}
 
 
 def test_gathering_refuses_what_does_not_belong_together(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_inputs_are_mirror_images_on_their_own_sides(template: nib.Nifti1Image, 
     assert left[3, 5, 7] == template.get_fdata()[tuple(at.astype(int))]
 
 
+@pytest.mark.parametrize(
+    "file", ["hippocampus_overlay.png", "input/hippocampus_left.nii.gz", "prediction/hippocampus_left.nii.gz"]
+)
+def test_files_of_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "mine.nii.gz")
+    (tmp_path / "mine.nii.gz").rename(tmp_path / file)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(demo, "run_inference", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(UserError, match=f"{file} would be replaced"):
+        demo.main(["--output_dir", str(tmp_path)])
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_the_demo_may_be_run_again(template: nib.Nifti1Image, tmp_path: Path) -> None:
+    assert demo.write_inputs(template, tmp_path) == demo.write_inputs(template, tmp_path)
+
+
 def test_volumes_count_the_voxel_size() -> None:
     labels = np.zeros((10, 10, 10), dtype=np.uint8)
     labels[:2, :5, :5] = 1

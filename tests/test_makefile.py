@@ -49,6 +49,16 @@ def check_error(done: Result, message: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_report_keeps_predictions_of_others(tmp_path: Path) -> None:
+    """It replaces those that inference wrote there before."""
+    mine = tmp_path / "out/prediction/a.nii.gz"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    done = make_report(tmp_path)
+    assert done.returncode and "prediction holds files that no prediction wrote: move them away" in done.stderr
+    assert mine.read_text() == "mine" and list(mine.parent.iterdir()) == [mine]
+
+
 def test_report_of_a_folder(case: Path) -> None:
     done = make_report(case, IN=case / "images", LABELS=case / "labels")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -81,6 +81,34 @@ def test_an_overlay_is_not_lost(dataset: Path, tmp_path: Path) -> None:
     assert json.loads(output.read_text())["name"] == "other"
 
 
+def test_a_fingerprint_is_replaced_only_by_a_fingerprint(dataset: Path, tmp_path: Path) -> None:
+    fingerprint = tmp_path / "mine.fingerprint.json"
+    fingerprint.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"mine\.fingerprint\.json would be replaced"):
+        plan("--dataset_dir", dataset, "--output", tmp_path / "mine.json")
+    assert list(tmp_path.iterdir()) == [fingerprint] and fingerprint.read_text() == '{"mine": 1}'
+    fingerprint.write_text('{"image_dims": 3, "median_shape": [1, 1, 1], "per_case": []}')  # of a killed planning
+    assert plan("--dataset_dir", dataset, "--output", tmp_path / "mine.json") == 0
+
+
+@pytest.mark.parametrize("output", ["dataset.json", "labelsTr/plan.json", "imagesTr"])
+def test_a_plan_goes_nowhere_among_the_data(dataset: Path, output: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    with pytest.raises(UserError, match="--output "):
+        plan("--dataset_dir", dataset, "--output", dataset / output, "--overwrite")
+    assert before == {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+
+
+def test_a_data_set_whose_name_configs_would_change(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "set#1").symlink_to(dataset)
+    assert planning.path_for_configs(tmp_path / "set#1") == str(dataset.resolve())
+    (tmp_path / "more#1").mkdir()
+    with pytest.raises(UserError, match="configs read # as ::, so rename it, or give a link"):
+        planning.path_for_configs(tmp_path / "more#1")
+    (tmp_path / "more").symlink_to(tmp_path / "more#1")
+    assert planning.path_for_configs(tmp_path / "more") == str(tmp_path / "more")
+
+
 def test_errors_are_listed_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = make_dataset(tmp_path / "data")
     (dataset / "imagesTr" / "case_1.nii.gz").write_bytes(b"broken")
@@ -169,11 +197,11 @@ def test_a_name_that_they_keep(name: str) -> None:
     planning.check_name(name)
 
 
-def test_no_data_set() -> None:
+def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--dataset_dir"):
         planning.main([])
     with pytest.raises(UserError, match="does not exist"):
-        planning.main(["--dataset_dir", "/nowhere"])
+        planning.main(["--dataset_dir", str(tmp_path / "nowhere")])
 
 
 def test_as_a_user_types_it(dataset: Path, tmp_path: Path) -> None:

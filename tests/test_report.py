@@ -16,6 +16,7 @@ from report_cases import AFFINE, cube, write, write_volumes
 
 from scripts.errors import UserError
 from scripts.report import main
+from scripts.reporting import figures
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 
@@ -149,6 +150,23 @@ def test_overwrites_only_when_asked_and_only_its_own_figures(volumes: Path) -> N
     report(volumes, "--overwrite", "--panels", "0", kinds="predictions labels")
     assert own.exists()
     assert not list((out / "figures" / "cases").glob("*.png"))
+
+
+@pytest.mark.parametrize("folder", ["labels", "images", "pred", "data/labelsTr"])
+def test_a_report_goes_nowhere_among_the_images(volumes: Path, folder: str) -> None:
+    (volumes / "data/labelsTr").mkdir(parents=True)
+    (volumes / "data/dataset.json").write_text("{}")
+    before = sorted(volumes.rglob("*"))
+    with pytest.raises(UserError, match="--output_dir "):
+        report(volumes, "--output_dir", str(volumes / folder), "--overwrite")
+    assert sorted(volumes.rglob("*")) == before
+
+
+def test_no_picture_of_a_case_is_another_s(tmp_path: Path) -> None:
+    """The montage of a case is called CASE_slices."""
+    names = ["a", "a_slices", "a b", "a_b", "../a"]
+    files = [f"{figures._file_name(name)}{kind}.png" for name in names for kind in ("", "_slices")]
+    assert len(set(files)) == len(files) and not any("/" in file for file in files)
 
 
 def test_unwritable_output(volumes: Path) -> None:

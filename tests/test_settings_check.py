@@ -20,9 +20,29 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
 COUNTS = ("batch_size", "epochs", "iterations_per_epoch", "val_interval", "sw_batch_size", "limit_cases")
 SHARES = ("warmup", "drop_path", "overlap")
+FLAGS = ("crop_nonzero", "cuda_graph", "keep_largest", "overwrite", "recompute_activations", "resume")
+FLAGS += ("save_probabilities", "skip_existing", "tta")
+PATHS = ("cache_dir", "dataset_dir", "evaluation_dir", "output_dir", "predictions_dir")
+PATHS_OR_NULL = ("input_dir", "postprocessing_rules", "pretrained", "splits")
 BAD: dict[str, list[Any]] = {
     **{name: [0, -1, 1.5, True, "two"] for name in COUNTS},
     **{name: [1, -0.1, "half", float("nan")] for name in SHARES},
+    **{name: ["ture", 2, [], {}] for name in FLAGS},
+    **{name: [5, "", [], {"a": 1}, True] for name in (*PATHS, *PATHS_OR_NULL)},
+    "checkpoint": [5, "", [], [5], None],
+    "fold": [-1, 0.5, "al", None, True],
+    "ignore_label": [0, -1, "a", [3]],
+    "in_channels": [0, -1, 1.5, "one"],
+    "labels": [{}, 5, "x", ["a"], {"a": 0}, {"a": "1"}, {"a": 1, "b": 1}, {"a": True}],
+    "mirror_axes": [0, "x", [3], [-1], [0, 0], None, [True]],
+    "name": [5, "", None],
+    "normalization": ["zscore", 5, [], [5], {"ct": 1}, [{"ct": {"lower": "x"}}], [{"rgb": 1}]],
+    "patch_size": [16, "16", [16], [16, 0], [16, 1.5], [16] * 4, None],
+    "regions": ["x", ["a"], {"a": "b"}, {"a": [1]}],
+    "slice_axis": [-1, 3, "x", [0], True],
+    "spacing": [1, "x", [], [1, 0, 1], [1, -1], [1, "a"], [1] * 4],
+    "spatial_dims": [1, 4, "x", 2.5, None, [2]],
+    "strides": [2, "x", [], [2, 2], [[2, 0]], [[2, "a"]]],
     "init_filters": [12, 0, -8, 8.0, "wide"],
     "learning_rate": [0, -0.001, "abc", float("inf")],
     "gradient_norm": [0, -1, "null"],
@@ -38,6 +58,23 @@ GOOD: dict[str, list[Any]] = {
     **{name: [1, 250] for name in COUNTS},
     "limit_cases": [1, None, "null"],
     **{name: [0, 0.5] for name in SHARES},
+    **{name: [True, False, "true", "false", 0, 1] for name in FLAGS},
+    **{name: ["a", "./a b", Path("a")] for name in PATHS},
+    **{name: ["a", Path("a"), None, "null"] for name in PATHS_OR_NULL},
+    "checkpoint": ["a.pt", "[a.pt,b.pt]", ["a.pt", "b.pt"], Path("a.pt")],
+    "fold": [0, 4, "2", "all"],
+    "ignore_label": [3, None, "null"],
+    "in_channels": [1, 4],
+    "labels": [{"a": 1}, {"a": 2, "b": 1}],
+    "mirror_axes": [[], [0], [2, 0], (0, 1)],
+    "name": ["hippocampus"],
+    "normalization": [["zscore"], ["none", {"ct": {"lower": 0, "upper": 1, "mean": 0.5, "std": 1}}], None, "null"],
+    "patch_size": [[16, 16], (8, 16, 24)],
+    "regions": [{}, {"all": ["a", "b"]}, None],
+    "slice_axis": [0, 2, None, "null"],
+    "spacing": [[1, 1.5, 2], [None, 1, 1], None, "null"],
+    "spatial_dims": [2, 3],
+    "strides": [[[2, 2], [2, 1]], None, "null"],
     "init_filters": [8, 16, 40],
     "learning_rate": [1, 1e-3],
     "gradient_norm": [0.5, 12],
@@ -77,6 +114,20 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         check_settings(epochs=0, batch_size=2, warmup=1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"slice_axis": 1, "spatial_dims": 3}, "slice_axis is for a network of spatial_dims 2"),
+        ({"normalization": ["zscore"], "in_channels": 2}, "normalization must name a scheme for each of the 2"),
+        ({"labels": {"a": 1}, "ignore_label": 1}, "ignore_label 1 is the value of a label too"),
+        ({"labels": {"a": 1}, "regions": {"all": ["a", "c"]}}, "regions name c, which the labels do not have: a"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_settings(**settings)
+
+
 @pytest.mark.parametrize(("count", "usable"), [(0, []), (2, ["cuda", "cuda:0", "cuda:1"])])
 def test_gpus_of_this_machine(count: int, usable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -104,7 +155,8 @@ def test_the_network_takes_what_passes(name: str, value: Any) -> None:
 def test_every_setting_with_a_rule_is_checked_first(files: list[str]) -> None:
     config = ConfigParser.load_config_files([str(CONFIGS / file) for file in files])
     settings = {name: value for name, value in config["check_settings"].items() if not name.startswith("_")}
-    assert settings == {name: f"@{name}" for name in config if name in RULES}
+    # in inference dataset_dir is another name of input_dir
+    assert settings == {name: f"@{name}" for name in config if name in RULES and config[name] != "@input_dir"}
     assert "@check_settings" in config["initialize"]
 
 

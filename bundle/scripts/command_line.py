@@ -16,12 +16,14 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from .errors import UserError, show_user_errors_plainly
+from .workers import end_children_with_this_process, end_with_cross_validation
 
 __all__ = [
     "as_config_files",
     "as_flag",
     "as_typed",
     "check_ids",
+    "check_separator",
     "check_words",
     "differing",
     "option_values",
@@ -33,6 +35,10 @@ __all__ = [
 _RUN_ARGUMENTS = (
     "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type help".split()
 )
+
+# Options that name files and folders, as every option whose name ends in _dir does.
+_PATHS = {"bundle_root", "checkpoint", "pretrained", "splits", "task_file", "weights", "postprocessing_rules"}
+_MARKS = {"$": "runs it as Python", "@": "takes it for another setting", "%": "takes it for a part of a config"}
 
 # The config that defines what a user runs.
 _RUNS = {"training": "train.json", "evaluating": "evaluate.json", "inference": "inference.json"}
@@ -48,7 +54,10 @@ def start() -> None:
     if main_spec is None or not main_spec.name.startswith("monai.bundle"):
         return  # inside another program (MONAI Label, a notebook): its errors and arguments are its own
     show_user_errors_plainly()
+    end_with_cross_validation()
+    end_children_with_this_process()
     _keep_freed_memory()
+    logging.getLogger("dev_collate").setLevel(logging.CRITICAL + 1)  # MONAI's, beside the error that follows anyway
     logging.getLogger("ignite").setLevel(logging.ERROR)
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])
@@ -56,8 +65,8 @@ def start() -> None:
 
 def check_ids(arguments: Sequence[str]) -> None:
     """Refuse an override whose top-level id no given config file defines, which MONAI would accept and ignore, a
-    folder that it would read as something else (2024.10 as a number, out#2 as out), several words after an option,
-    and a run that no given file defines.
+    folder that it would read as something else (2024.10 as a number, out#2 as out) or run ($name), several words
+    after an option, and a run that no given file defines.
 
     Args:
         arguments: the command line after ``python -m monai.bundle``.
@@ -69,21 +78,38 @@ def check_ids(arguments: Sequence[str]) -> None:
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
     files = as_config_files(given.get("config_file"))
     if "args_file" in given:
-        from_file = json.loads(Path(given["args_file"]).read_text())
+        from_file = _read_args(given["args_file"])
         files = files or as_config_files(from_file.pop("config_file", None))
-        overrides |= {name: "" for name in from_file if name not in _RUN_ARGUMENTS}
-    known = set(ConfigParser.load_config_files(files)) | {"_meta_"} if files else set()
+        for name, value in from_file.items():
+            check_separator(name, str(value))
+        paths = {name: str(value) for name, value in from_file.items() if value is not None and _is_path(name)}
+        overrides = {name: "" for name in from_file if name not in _RUN_ARGUMENTS} | paths | overrides
+    parts = _config_parts(files)
+    known = {*parts, "_meta_"} if files else set()
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
-        if name.endswith("_dir") and (read := DefaultParseValue(value)) != value:
-            raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
+        check_separator(name, value)
+        if _is_path(name):
+            _check_path(name, value)
         top_level = name.replace("::", "#").split("#")[0]
         if known and top_level not in known:
             raise UserError(f"--{name}: no config file defines the id '{top_level}'{_suggest(top_level, known)}")
+        _check_part(f"--{name}", parts.get(name), DefaultParseValue(value))
     if known:
         check_words(arguments, allowed=known)
         _check_run(given.get("run_id", "".join(arguments[1:2])), known)
+
+
+def check_separator(name: str, value: str) -> None:
+    """Refuse a value with a ``#``, which MONAI changes to ``::`` wherever it stands: /x/out#2 would be /x/out::2.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    refers = set(value) & set("@%$") or value.lstrip().startswith("{")  # there it may lead to a part of a config
+    if "#" in value and not refers:
+        raise UserError(f"--{name} {value}: MONAI reads # as ::, so rename it, or give a link to it without #")
 
 
 def check_words(arguments: Sequence[str], allowed: Container[str] = ()) -> None:
@@ -134,6 +160,65 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that are in both and differ, typed on a command line, as Python or as JSON keeps them."""
     before, now = (as_typed(json.loads(json.dumps(settings))) for settings in (before, now))
     return [key for key in now if key in before and before[key] != now[key]]
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith("_dir") or name in _PATHS
+
+
+def _config_parts(files: Sequence[str]) -> dict[str, Any]:
+    """What the config files define, each id as the last of them has it."""
+    parts: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = ConfigParser.load_config_file(file).items()
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"--config_file: {file} cannot be read as a config: {error}") from error
+        for key, value in content:
+            name = key.removeprefix("+")  # MONAI's mark of what is added to an earlier file's
+            _check_part(f"{file}: {name}", parts.get(name), value)
+            parts[name] = value
+    return parts
+
+
+def _check_part(name: str, before: Any, now: Any) -> None:
+    """Refuse a plain value in place of a part of a config that is built from objects."""
+    built = _is_built(before) or (name.lstrip("-") == "network" and before is not None)
+    if built and not (_is_built(now) or _is_reference(now) or (isinstance(before, list) and now == [])):
+        raise UserError(
+            f"{name} {now}: that is a part of the config and no plain value; leave it out, or write its object"
+        )
+
+
+def _is_built(value: Any) -> bool:
+    if isinstance(value, dict) and "_target_" in value:
+        return True
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_is_built(part) or _is_reference(part) for part in parts)
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] in _MARKS
+
+
+def _check_path(name: str, value: str) -> None:
+    read = DefaultParseValue(value)
+    several = name == "checkpoint" and isinstance(read, (list, tuple))
+    for path in map(str, read if several else [value]):
+        if path[:1] in _MARKS:
+            raise UserError(f"--{name} {value}: MONAI {_MARKS[path[0]]}; write './{path}'")
+    if read != value and not several:
+        raise UserError(f"--{name} {value}: MONAI reads it as {read!r}; write --{name} ./{value}")
+
+
+def _read_args(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--args_file {file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f'--args_file {file} must hold an object {{"option": value, …}}')
+    return content
 
 
 def _check_run(run_id: str, known: Container[str]) -> None:

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Container, Sequence
@@ -20,14 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from .command_line import as_config_files, check_words
-from .data.files import case_name, replacing
+from .data.files import case_name, flush_folder, replacing
+from .data.leftovers import remove_leftovers
+from .data.outputs import check_output_folder, open_folder, refuse_foreign
+from .engines.finished import prediction_problem
 from .errors import UserError, show_user_errors_plainly
 from .folds import BUNDLE_ROOT, Fold, Settings
 from .metrics import format_summary, summarize, write_csv, write_json
-from .provenance import read_provenance, write_provenance
+from .provenance import PREDICTIONS, Run, predicted_cases, read_provenance, write_provenance
+from .workers import STARTED_BY, end_children_with_this_process
 
 __all__ = ["gather", "main"]
 
+MONAIS_WARNING = "ignore:parsing config_file:UserWarning"  # that configs are code, at each start; ours are trusted
 EXIT_STATUS = """exit status:
   0  every fold asked for is finished and scored
   1  a training or evaluation failed, or something has to be put right; the message says what
@@ -49,8 +55,8 @@ def run_fold(settings: Settings, fold: Fold) -> None:
     if fold.evaluated:
         print(f"fold {fold.number}: evaluated already", flush=True)
     else:
-        otherwise = f" again, since it was evaluated with {', '.join(fold.scored_otherwise)}"
-        print(f"fold {fold.number}: evaluating{otherwise if fold.scored_otherwise else ''}", flush=True)
+        reason = fold.outdated
+        print(f"fold {fold.number}: evaluating{f' again, since {reason}' if reason else ''}", flush=True)
         _run(settings.evaluation(fold), fold)
 
 
@@ -60,7 +66,8 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     predictions/ is made anew, so that it holds the cases of these folds and no others.
 
     Raises:
-        UserError: a fold is not finished; a case was held out twice; the folder cannot be written.
+        UserError: a fold is not finished; a case was held out twice; a prediction is damaged; nothing may be written
+            there (data/outputs.py); or files would be lost that no cross-validation wrote.
     """
     missing = [str(fold.number) for fold in folds if not fold.evaluated]
     if missing:
@@ -69,13 +76,12 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
     for fold in folds:
         rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
-    predictions = output_dir / "predictions"
-    try:
-        if predictions.exists():
-            shutil.rmtree(predictions)
-        predictions.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
+    _check_predictions(folds)
+    predictions = check_output_folder(output_dir, "--output_dir") / "predictions"
+    _refuse_to_lose(output_dir)
+    for folder in (output_dir, predictions):
+        open_folder(folder, "--output_dir")
+    _start_anew(predictions, folds)
     for fold in folds:
         _copy_predictions(fold.evaluation / "predictions", predictions, {row["case"] for row in fold.scores()})
     rows.sort(key=lambda row: row["case"])  # its classes stay in the task's order
@@ -99,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if outside:
         raise UserError(f"fold {outside[0]} does not exist: there are {count}, 0 to {count - 1}")
     folds = [settings.fold(number) for number in numbers]
+    check_output_folder(settings.root, "--output_dir")
     for fold in folds:
         run_fold(settings, fold)
     if alone:
@@ -147,7 +154,9 @@ def _kind_of_training(fold: Fold) -> str:
 
 def _run(command: Sequence[str], fold: Fold) -> None:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")]))
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(BUNDLE_ROOT), os.getenv("PYTHONPATH")])),
+        "PYTHONWARNINGS": ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), MONAIS_WARNING])),
+        STARTED_BY: str(os.getpid()),
     }
     if subprocess.run(command, env=environment).returncode:
         raise UserError(
@@ -156,13 +165,47 @@ def _run(command: Sequence[str], fold: Fold) -> None:
         )
 
 
+def _refuse_to_lose(output_dir: Path) -> None:
+    """Refuse to take away what is no earlier gathering's: it noted in predictions.json what it was about to copy."""
+    predictions = output_dir / "predictions"
+    remove_leftovers(predictions)
+    ours = {PREDICTIONS, *predicted_cases(predictions)}
+    names = sorted(os.listdir(predictions)) if predictions.is_dir() else []
+    others = [name for name in names if not ours & {name, case_name(name)} or (predictions / name).is_dir()]
+    refuse_foreign([predictions / name for name in others], "--output_dir")
+    if not predictions.is_dir():  # as little as there is before a first gathering
+        refuse_foreign([output_dir / "metrics.json", output_dir / "metrics.csv"], "--output_dir")
+
+
+def _start_anew(predictions: Path, folds: Sequence[Fold]) -> None:
+    """Take an earlier gathering's predictions away, and note what will be copied before it is: killed in between, the
+    next one knows the files for its own."""
+    for path in [path for path in predictions.iterdir() if path.name != PREDICTIONS]:
+        path.unlink()
+    flush_folder(predictions)
+    (predictions / PREDICTIONS).unlink(missing_ok=True)
+    for fold in folds:
+        unknown = Run(str(fold.folder / "model.pt"), fold.number, None, sorted({row["case"] for row in fold.scores()}))
+        write_provenance(predictions, *(read_provenance(fold.evaluation / "predictions") or [unknown]))
+
+
 def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None:
     """Of an earlier evaluation, of other cases, predictions may be left."""
     for file in sorted(source.iterdir()):
         if case_name(file) in cases:
             with replacing(target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
-    write_provenance(target, *(read_provenance(source) or []))
+
+
+def _check_predictions(folds: Sequence[Fold]) -> None:
+    """Before the predictions that were gathered earlier go: a damaged file is not handed on."""
+    for fold in folds:
+        images, files = {row["case"]: row.get("file", "") for row in fold.scores()}, fold.predictions()
+        for case, image in images.items():
+            if problem := prediction_problem(files[case], image):
+                raise UserError(
+                    f"{files[case]} {problem}: remove it, and the same command evaluates fold {fold.number} again"
+                )
 
 
 def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:
@@ -183,4 +226,6 @@ def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run that it waits for is ended too
+    end_children_with_this_process()
     sys.exit(main())

@@ -23,9 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from nibabel.affines import apply_affine
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
+from .data.files import replacing
+from .data.outputs import check_output_folder, open_folder, refuse_foreign
 from .errors import UserError, show_user_errors_plainly
+from .provenance import predicted_cases
 
 __all__ = [
     "crop_box",
@@ -90,12 +94,28 @@ def crop_box(image: SpatialImage, box: Box) -> SpatialImage:
 
 
 def write_inputs(template: SpatialImage, input_dir: Path) -> dict[str, Path]:
-    """Write each side's region as NIfTI; returns side -> file."""
-    input_dir.mkdir(parents=True, exist_ok=True)
+    """Write each side's region as NIfTI; returns side -> file.
+
+    Raises:
+        UserError: nothing may be written there (see data/outputs.py), or other images of these names are there.
+    """
+    check_output_folder(input_dir, "--output_dir")
     paths = {side: input_dir / f"hippocampus_{side}.nii.gz" for side in hippocampus_boxes()}
-    for side, box in hippocampus_boxes().items():
-        nib.save(crop_box(template, box), paths[side])
+    crops = {side: crop_box(template, box) for side, box in hippocampus_boxes().items()}
+    refuse_foreign([path for side, path in paths.items() if not _holds(path, crops[side])], "--output_dir")
+    open_folder(input_dir, "--output_dir")
+    for side, crop in crops.items():
+        with replacing(paths[side]) as temporary:
+            nib.save(crop, temporary)
     return paths
+
+
+def _holds(path: Path, image: SpatialImage) -> bool:
+    """Whether a file holds an image, as after an earlier demo."""
+    try:
+        return np.array_equal(np.asarray(nib.load(path).dataobj), np.asarray(image.dataobj))
+    except (OSError, ValueError, EOFError, ImageFileError):
+        return False
 
 
 def run_inference(bundle_root: Path, input_dir: Path, prediction_dir: Path) -> None:
@@ -251,13 +271,21 @@ def draw_overlay(
     handles = [Patch(color=COLOURS[label], alpha=0.6, label=f"{name} hippocampus") for label, name in LABELS.items()]
     context.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     figure.suptitle("MNI152 template, segmented by LightM-UNet (axes in MNI mm; R = the person's right)")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def run_demo(output_dir: Path, bundle_root: Path) -> None:
     """Everything from the template to the table and the figure, all under ``output_dir``."""
     input_dir, prediction_dir = output_dir / "input", output_dir / "prediction"
+    figure = output_dir / "hippocampus_overlay.png"
+    check_output_folder(output_dir, "--output_dir")
+    if not predicted_cases(prediction_dir):  # no demo was here
+        refuse_foreign(
+            [figure, *(prediction_dir / f"hippocampus_{side}.nii.gz" for side in hippocampus_boxes())], "--output_dir"
+        )
     template = load_template()
+    open_folder(output_dir, "--output_dir")
     inputs = write_inputs(template, input_dir)
     run_inference(bundle_root, input_dir, prediction_dir)
 
@@ -266,7 +294,6 @@ def run_demo(output_dir: Path, bundle_root: Path) -> None:
     print("\n" + volume_table({side: volumes_ml(segmentation) for side, segmentation in segmentations.items()}))
     print("The template is its own mirror image: the two sides should agree.\n")
 
-    figure = output_dir / "hippocampus_overlay.png"
     draw_overlay(images, segmentations, template, figure)
     print(f"inputs       {input_dir}\npredictions  {prediction_dir}\nfigure       {figure}")
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
+import threading
+import traceback
 from types import TracebackType
 
-__all__ = ["UserError", "find_user_error", "in_one_line", "show_user_errors_plainly"]
+from .root_causes import causes, known_reason, note_file, root_cause
+
+__all__ = ["UserError", "find_user_error", "in_one_line", "note_file", "one_line_reason", "show_user_errors_plainly"]
 
 
 class UserError(ValueError):
@@ -13,40 +19,59 @@ class UserError(ValueError):
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that caused ``error``, however many library errors were wrapped around it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+    """The UserError that caused ``error``, however many library errors were wrapped around it, also if it was raised
+    in another process."""
+    for cause in causes(error)[::-1]:
+        if isinstance(cause.error, UserError):
+            return cause.error
+        if cause.error is None and cause.kind == UserError.__name__:
+            return UserError(cause.message)
     return None
 
 
-def _refused_argument(error: BaseException) -> ValueError | None:
-    wrapped = str(error).startswith("Failed to instantiate component 'scripts.")  # MONAI's words
-    return error.__cause__ if wrapped and type(error.__cause__) is ValueError else None
+def one_line_reason(error: BaseException) -> str | None:
+    """What a user can do about ``error``, whose cause lies with the machine, a file or a setting; None for a mistake
+    of ours, whose traceback is wanted."""
+    user_error = find_user_error(error) or _refused_argument(error)
+    return str(user_error) if user_error is not None else known_reason(error)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What kind of error it is and the first line of its message, if it has one."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    """The real reason of an error: what a user can do about it, else kind and first line of the innermost cause."""
+    return one_line_reason(error) or str(root_cause(error))
 
 
 def show_user_errors_plainly() -> None:
-    """Make an uncaught :class:`UserError` print its message alone, and Ctrl-C a word.
-
-    So it does with the ValueError by which a component of ours refuses what a config hands to it, as the network
-    does; every other error keeps its traceback.
+    """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
+    is 1 as for every other error, which keeps its traceback. What an output cannot encode is written escaped.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        user_error = find_user_error(error) or _refused_argument(error)
-        if user_error is not None:
-            print(f"\nerror: {user_error}", file=sys.stderr)
-        elif issubclass(kind, KeyboardInterrupt):
+        if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted", file=sys.stderr)
+        elif reason := one_line_reason(error):
+            print(f"\nerror: {reason}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
 
-    sys.excepthook = hook
+    def thread_hook(failed: threading.ExceptHookArgs) -> None:  # TensorBoard's, on a full disk; the run goes on
+        if failed.exc_value is not None and (reason := one_line_reason(failed.exc_value)):
+            print(f"\nwarning: {reason}", file=sys.stderr)
+        else:
+            threading.__excepthook__(failed)
+
+    sys.excepthook, threading.excepthook = hook, thread_hook
+    for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError):  # closed
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _refused_argument(error: BaseException) -> ValueError | None:
+    """The ValueError by which a component of ours refuses what a config hands to it, as the network does."""
+    cause = error.__cause__
+    wrapped = str(error).startswith("Failed to instantiate component 'scripts.")  # MONAI's words
+    if not wrapped or type(cause) is not ValueError:
+        return None
+    *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+    return cause if str(frame.f_globals.get("__name__")).startswith("scripts.") else None

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from .command_line import differing, option_values, or_none
+from .command_line import check_separator, differing, option_values, or_none
 from .data.datalist import read_splits
+from .data.files import case_name, image_suffix
 from .data.layouts import NUM_FOLDS
+from .engines.checkpoints import read_settings, weights_digest
 from .errors import UserError
-from .provenance import CASES
+from .provenance import read_held_out
 from .reporting.curves import read_log
 from .settings_check import check_settings
 
@@ -63,29 +65,55 @@ class Fold(NamedTuple):
 
     @property
     def evaluated(self) -> bool:
-        """Whether the scores of all held-out cases are there, newer than the weights, and made as they are to be."""
-        scores, weights = self.evaluation / "metrics.json", self.folder / "model.pt"
-        newer = scores.is_file() and weights.is_file() and scores.stat().st_mtime >= weights.stat().st_mtime
-        if not newer or self.scored_otherwise:
+        """Whether the scores of all held-out cases are there, of these weights, and made as they are to be."""
+        if not self._metrics or not (self.folder / "model.pt").is_file() or self.outdated:
             return False
         return self.held_out is None or self.held_out == {row["case"] for row in self.scores()}
 
     @property
-    def scored_otherwise(self) -> list[str]:
-        """The settings that the scores were made with where they are to be others, such as "tta False"."""
-        file = self.evaluation / "metrics.json"
-        settings = json.loads(file.read_text(encoding="utf-8")).get("settings", {}) if file.is_file() else {}
-        return [f"{key} {settings[key]}" for key in differing(settings, self.scored_with)]
+    def outdated(self) -> str | None:
+        """Why the scores that are there do not count; None where they do, or where there are none."""
+        metrics, weights = self._metrics, self.folder / "model.pt"
+        if not metrics:
+            return None
+        if otherwise := differing(metrics.get("settings", {}), self.scored_with):
+            values = ", ".join(f"{key} {metrics['settings'][key]}" for key in otherwise)
+            return f"it was evaluated with {values}"
+        if not metrics.get("weights"):  # before version 0.7
+            return "its scores do not say of which weights they are"
+        if weights.is_file() and metrics["weights"] != [weights_digest(weights)]:
+            return "its scores are of other weights"
+        if gone := sorted({row["case"] for row in self.scores()} - self.predictions().keys()):
+            return f"the predictions of {len(gone)} case(s) are gone ({', '.join(gone[:5])})"
+        return None
+
+    @property
+    def _metrics(self) -> dict[str, Any]:
+        """What evaluation wrote, {} where it wrote nothing that can be read."""
+        try:
+            metrics = json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("settings", {}), dict):
+            return {}
+        rows = metrics.get("per_case")
+        whole = isinstance(rows, list) and all(isinstance(row, dict) and "case" in row for row in rows)
+        return metrics if whole else {}
+
+    def predictions(self) -> dict[str, Path]:
+        """Case -> its prediction, of those that are there and not empty."""
+        folder = self.evaluation / "predictions"
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {case_name(file): file for file in files if image_suffix(file) and file.stat().st_size}
 
     @property
     def held_out(self) -> set[str] | None:
         """The cases that the training held out, None where it left no word of them."""
-        file = self.folder / CASES
-        return set(json.loads(file.read_text(encoding="utf-8"))["validation"]) if file.is_file() else None
+        return read_held_out(self.folder)
 
     def scores(self) -> list[dict[str, Any]]:
         """A row a case and class, as evaluation wrote them."""
-        return json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))["per_case"]
+        return self._metrics["per_case"]
 
 
 class Settings:
@@ -98,6 +126,8 @@ class Settings:
         for name in SET_BY_FOLD:
             if name in values:
                 raise UserError(f"--{name}: cross-validation sets it itself, fold by fold; leave it out")
+        for name, value in values.items():
+            check_separator(name, value)
         self.root = values.pop("output_dir", None)
         parser = _read_configs(self.files)
         # as monai.bundle reads a command line's words
@@ -129,8 +159,7 @@ class Settings:
         Raises:
             UserError: names what differs.
         """
-        file = fold.folder / "settings.json"
-        trained = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        trained = read_settings(fold.folder / "model.pt")
         parser = self._parser(self.files, fold.number)
         now = {key: parser.get_parsed_content(key) for key in trained if key in parser}
         changed = [f"{key} {trained[key]}" for key in differing(trained, now)]
@@ -173,7 +202,7 @@ def _read_configs(files: Sequence[str]) -> ConfigParser:
     parser = ConfigParser()
     try:
         parser.read_config(files)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:  # of a file that holds no object
         raise UserError(f"--config_file: {', '.join(files)} cannot be read: {error}") from error
     missing = [name for name in ("training", "output_dir", "splits", "epochs") if name not in parser]
     if missing:

@@ -8,6 +8,7 @@ prints the plan with the reason of every choice, and writes the overlay (configs
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -23,6 +24,7 @@ from .data.integrity import DatasetReport, Problem, check_dataset, problem_lines
 from .data.layouts import read_dataset
 from .data.memory import load_memory_table
 from .data.nnunet_plans import dataset_name
+from .data.outputs import check_output_file, open_folder, refuse_foreign
 from .data.plan import Plan, Row, Wishes
 from .data.planning import make_plan
 from .data.readable_json import write_json
@@ -74,7 +76,7 @@ def check_name(name: str) -> None:
 
 def default_name(text: str) -> str:
     """A name for files, from the data set's own: "Lung X-ray" -> lung_x-ray."""
-    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_.-") or "task"
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower())[:80].strip("_.-") or "task"
 
 
 def gpu_memory_gib(asked: float | None) -> float | None:
@@ -136,10 +138,46 @@ def _files(first: str, overlay: Path, *last: str) -> str:
     return '"[' + ",".join(f"'{file}'" for file in files) + ']"'
 
 
-def refuse_existing(overlay_file: Path, overwrite: bool) -> None:
-    """Raises UserError where an overlay would be lost."""
-    if overlay_file.exists() and not overwrite:
+def path_for_configs(folder: Path) -> str:
+    """The whole path of a data set as an overlay can hold it: that of a link where the folder's own has a ``#``.
+
+    Raises:
+        UserError: both have one.
+    """
+    path = next((path for path in map(str, (folder.resolve(), folder.absolute())) if "#" not in path), None)
+    if path is None:
+        raise UserError(f"--dataset_dir {folder}: configs read # as ::, so rename it, or give a link to it without #")
+    return path
+
+
+def fingerprint_of(overlay_file: Path) -> Path:
+    """Where the fingerprint goes: beside the overlay."""
+    return overlay_file.with_name(f"{overlay_file.stem}.fingerprint.json")
+
+
+def check_place(overlay_file: Path, options: argparse.Namespace) -> None:
+    """Refuse a place where a file would be lost, before the check of the data set, which may take long.
+
+    Raises:
+        UserError: nothing may be written there (see data/outputs.py); an overlay is there; or a file that is no
+            fingerprint has the fingerprint's name.
+    """
+    files, read = (overlay_file, fingerprint_of(overlay_file)), filter(None, [options.from_nnunet])
+    for file, inputs in zip(files, ([*read], []), strict=True):
+        check_output_file(file, "--output", inputs)
+    if overlay_file.exists() and not options.overwrite:
         raise UserError(f"{overlay_file} exists: choose another --name or --output, or replace it with --overwrite")
+    if not options.overwrite and not _is_fingerprint(files[1]):
+        refuse_foreign(files[1:], "--output")
+
+
+def _is_fingerprint(file: Path) -> bool:
+    """Whether an earlier planning, maybe one that was killed before its overlay, wrote a file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"image_dims", "median_shape", "per_case"} <= content.keys()
 
 
 def write_plan(report: DatasetReport, name: str, overlay_file: Path, options: argparse.Namespace) -> Plan:
@@ -147,9 +185,10 @@ def write_plan(report: DatasetReport, name: str, overlay_file: Path, options: ar
     wishes = Wishes(
         gpu_memory_gib(options.gpu_memory_gb), options.init_filters, options.dimensions, options.from_nnunet
     )
-    facts, dataset_dir = fingerprint(report), str(report.description.folder.resolve())
+    facts, dataset_dir = fingerprint(report), path_for_configs(report.description.folder)
     plan = make_plan(facts, name, dataset_dir, load_memory_table(), wishes, report.description.patients)
-    fingerprint_file = overlay_file.with_name(f"{overlay_file.stem}.fingerprint.json")
+    fingerprint_file = fingerprint_of(overlay_file)
+    open_folder(overlay_file.parent, "--output")
     write_json(fingerprint_file, facts)
     write_json(overlay_file, plan.overlay)
     print(format_table(plan.rows) + "\n")
@@ -168,7 +207,8 @@ def run(options: argparse.Namespace) -> int:
     name = options.name or default_name(description.name)
     overlay_file = options.output or BUNDLE_ROOT / "configs" / "tasks" / f"{name}.json"
     if not options.check_only:
-        refuse_existing(overlay_file, options.overwrite)  # before the check, which may take long
+        check_place(overlay_file, options)
+        path_for_configs(dataset_dir)
     report = check_dataset(dataset_dir, options.workers)
     print_problems("warning", report.warnings)
     print_problems("error", report.errors)

@@ -5,7 +5,8 @@ As a command, ``python -m scripts.postprocessing determine | apply``, it learns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,17 +20,18 @@ from monai.transforms import (
     InvertibleTransform,
     Lambda,
     Lambdad,
+    MapTransform,
     Transform,
 )
 from monai.utils import convert_to_dst_type
 
 from .command_line import as_flag
 from .engines.prediction import SavePredictiond
-from .errors import show_user_errors_plainly
+from .errors import UserError, show_user_errors_plainly
 from .rules.apply import ApplyPostprocessingd, Rules, apply_rules, largest_components
 from .rules.command import main
 
-__all__ = ["for_scoring", "main", "to_label_map", "to_saved_label_map"]
+__all__ = ["CheckFinited", "for_scoring", "main", "to_label_map", "to_saved_label_map"]
 
 
 def to_label_map(
@@ -51,8 +53,10 @@ def to_label_map(
         keep_largest: keep only the largest connected component of each label.
         probabilities_key: where to keep the class probabilities, or None.
         rules, checkpoint: learned rules that clean the label map last, see rules.apply.find_rules; None: none.
+
+    Logits that are not finite are an error of the case (see CheckFinited).
     """
-    transforms: list[Transform] = []
+    transforms: list[Transform] = [CheckFinited(["pred"])]
     if any(isinstance(transform, InvertibleTransform) for transform in preprocessing.transforms):
         # not for pictures, which keep their grid
         transforms.append(Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, device="cpu"))
@@ -80,6 +84,24 @@ def to_saved_label_map(
     key = "probabilities" if as_flag(save_probabilities, "save_probabilities") else None
     transforms = to_label_map(preprocessing, labels, keep_largest, key, rules, checkpoint)
     return [*transforms, SavePredictiond(["pred"], output_dir, key)]
+
+
+class CheckFinited(MapTransform):
+    """Refuse logits (classes, *spatial) with NaN or infinity, whose largest would be a label map like any other.
+
+    Raises:
+        UserError: names the image.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            extremes = torch.aminmax(torch.as_tensor(data[key]).detach())  # NaN comes through; needs no second tensor
+            if not all(math.isfinite(extreme) for extreme in torch.stack(extremes).tolist()):
+                raise UserError(
+                    f"{data['image'].meta['filename_or_obj']}: the network's output holds NaN or infinite values, so "
+                    "there is no label map; try --amp false, and if that does not help, other weights"
+                )
+        return dict(data)
 
 
 def for_scoring(classes: int) -> list[Transform]:

@@ -30,12 +30,17 @@ from .data.files import case_name
 from .data.images import first_file
 from .data.readable_json import write_json
 from .distributed import is_main_process
+from .engines.case_loading import is_unicode
 from .engines.ensemble import checkpoint_paths
 from .errors import UserError
 
 __all__ = [
+    "PREDICTIONS",
     "Run",
     "check_held_out",
+    "forget_predictions",
+    "predicted_cases",
+    "read_held_out",
     "read_provenance",
     "read_training_cases",
     "record_predictions",
@@ -109,6 +114,16 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
     return (contents[0].get("fold") if len(contents) == 1 else None), names
 
 
+def read_held_out(folder: str | Path) -> set[str] | None:
+    """The cases that the training in a folder held out, None where it left no word of them.
+
+    Raises:
+        UserError: its cases.json is broken.
+    """
+    file = Path(folder) / CASES
+    return set(_read(file, {"validation": list})["validation"]) if file.is_file() else None
+
+
 def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], cases: Iterable[Case]) -> None:
     """Write predictions.json for cases that are about to be predicted with a checkpoint (or several).
 
@@ -121,7 +136,7 @@ def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], 
         output_dir: the folder of predictions.
         cases: [{"name", "image": path or paths, …}, …]; the name may be left to the file.
     """
-    names = [case.get("name") or case_name(first_file(case["image"])) for case in cases]
+    names = list(filter(is_unicode, map(_name, cases)))  # others are not predicted, and JSON cannot hold them
     fold, trained_on = read_training_cases(checkpoint)
     seen = sorted({*names} & {*(trained_on or ())})
     if seen:
@@ -145,6 +160,14 @@ def write_provenance(folder: str | Path, *runs: Run) -> None:
         write_json(Path(folder) / PREDICTIONS, {"runs": written})
 
 
+def forget_predictions(folder: str | Path, names: Iterable[str]) -> None:
+    """Take cases out of a folder's predictions.json: nobody can tell any more which model made what is there."""
+    if names := set(names):
+        with _locked(Path(folder)):
+            runs = [replace(run, predicted=sorted({*run.predicted} - names)) for run in read_provenance(folder) or []]
+            write_json(Path(folder) / PREDICTIONS, {"runs": [asdict(run) for run in runs if run.predicted]})
+
+
 def read_provenance(folder: str | Path) -> list[Run] | None:
     """The runs of a folder's predictions.json, None without that file.
 
@@ -155,9 +178,21 @@ def read_provenance(folder: str | Path) -> list[Run] | None:
     if not path.is_file():
         return None
     try:
-        return [Run(**run) for run in _read(path, {"runs": list})["runs"]]
+        runs = [Run(**run) for run in _read(path, {"runs": list})["runs"]]
+        if not all(_are_names(run.trained_on) and _are_names(run.predicted or []) for run in runs):
+            raise TypeError("trained_on and predicted must be names of cases")
+        return runs
     except TypeError as error:
         raise UserError(f"{path} is not a record of predictions: {error}; remove it or predict again") from error
+
+
+def predicted_cases(folder: str | Path) -> set[str]:
+    """Names of the cases whose predictions in a folder were written by this bundle, as its predictions.json says.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    return {name for run in read_provenance(folder) or [] for name in run.predicted}
 
 
 def check_held_out(
@@ -205,8 +240,7 @@ def _check_held_out_before(file: Path, held_out: list[str]) -> None:
 
 
 def _name(case: Case) -> str:
-    image = case["image"]
-    return case.get("name") or case_name(image if isinstance(image, (str, Path)) else image[0])
+    return case.get("name") or case_name(first_file(case["image"]))
 
 
 @contextmanager
@@ -229,10 +263,16 @@ def _locked(folder: Path) -> Iterator[None]:
 def _read(path: Path, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not all(
         key in content and isinstance(content[key], kind) for key, kind in keys.items()
     ):
         raise UserError(f"{path} lacks the list(s) {', '.join(keys)}: it is not what its name says")
+    if not all(_are_names(content[key]) for key in keys if key != "runs"):
+        raise UserError(f"{path} holds something else than names of cases in {', '.join(keys)}: mend or remove it")
     return content
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))

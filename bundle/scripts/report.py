@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .data.files import replacing
+from .data.leftovers import remove_leftovers
+from .data.outputs import check_output_folder, open_folder
 from .data.task import Task, read_task
 from .errors import UserError, show_user_errors_plainly
 from .metrics import DEFAULT_TOLERANCE, voxel_measure, write_json
@@ -114,24 +116,24 @@ def _listed(figures: Figures, output_dir: Path) -> dict[str, Any]:
     }
 
 
-def prepare_output(output_dir: Path, overwrite: bool) -> None:
+def prepare_output(output_dir: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
     """Make the folder; with ``overwrite`` take away the figures of the report that is there.
 
+    Args:
+        inputs: the folders that the report is made from.
+
     Raises:
-        UserError: it cannot be written, or holds a report and ``overwrite`` is not set.
+        UserError: nothing may be written there (see data/outputs.py), or it holds a report and ``overwrite`` is not
+            set.
     """
+    check_output_folder(output_dir, "--output_dir", inputs)
     existing = [name for name in (PAGE, SUMMARY, FIGURES) if (output_dir / name).exists()]
     if existing and not overwrite:
         raise UserError(
             f"{output_dir} already holds {', '.join(existing)}: add --overwrite, or give another --output_dir"
         )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(output_dir / f"{PAGE}.writable") as temporary:
-            temporary.touch()
-        (output_dir / f"{PAGE}.writable").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {output_dir}: {error.strerror}; give another --output_dir") from error
+    open_folder(output_dir, "--output_dir")
+    remove_leftovers(output_dir / FIGURES, within=True)
     for path in _old_figures(output_dir):
         path.unlink(missing_ok=True)
 
@@ -180,7 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     task = read_task(*options.config_file)
     cases = pair_cases(options.predictions, options.images, options.labels, options.postprocessed, options.subset)
-    prepare_output(options.output_dir, options.overwrite)
+    folders = (options.predictions, options.images, options.labels, options.postprocessed)
+    prepare_output(options.output_dir, options.overwrite, list(filter(None, folders)))
     summary = write_report(
         cases,
         options.output_dir,

@@ -1,9 +1,12 @@
-"""Work on many cases in several processes, with a progress bar."""
+"""Work on many cases in several processes, with a progress bar; and processes that end with the one they work for."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,14 +16,24 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from .errors import UserError, find_user_error
+from .errors import UserError, one_line_reason
 
-__all__ = ["default_workers", "map_cases"]
+__all__ = [
+    "STARTED_BY",
+    "default_workers",
+    "end_children_with_this_process",
+    "end_with_cross_validation",
+    "end_with_starter",
+    "map_cases",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_LISTED = 50
+STARTED_BY = "LIGHTM_UNET_STARTED_BY"  # environment variable: the process of the cross-validation
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in Linux's sys/prctl.h
+_forking: int | None = None  # the process that forks, once its children are to end with it
 
 
 def default_workers() -> int:
@@ -34,7 +47,7 @@ def map_cases(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item, in order, as the results come.
 
-    Every item is tried; those that fail with a UserError are collected and reported together at the end.
+    Every item is tried; those that fail for a reason that a user can mend are collected and reported at the end.
 
     Args:
         function: can be pickled, returns something small.
@@ -69,7 +82,7 @@ def _outcomes(
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
             yield from pool.map(function, items)
         except BrokenProcessPool as error:
@@ -80,10 +93,69 @@ def _outcomes(
             pool.shutdown(wait=False, cancel_futures=True)  # an interrupted run does not finish the queue
 
 
+def end_with_starter() -> None:
+    """Initializer of a process pool: a worker ends as soon as the process that made the pool has ended, killed too."""
+    starter = multiprocessing.parent_process()
+    if starter is not None:
+        threading.Thread(target=_outlive, args=(starter,), daemon=True).start()
+
+
+def end_children_with_this_process() -> None:
+    """Have every process that is forked from this one from now on, as loader workers are, end at once when this one
+    does, killed too. On Linux only; elsewhere PyTorch's loader workers look for it every five seconds."""
+    global _forking
+    if _forking is None and _prctl is not None:
+        _forking = os.getpid()
+        os.register_at_fork(before=_note_parent, after_in_child=_start_fork)
+
+
+def end_with_cross_validation() -> None:
+    """End with the cross-validation that started this run, if one did. On Linux only."""
+    if _prctl is not None and (parent := os.environ.get(STARTED_BY)):
+        _end_with_parent(int(parent))
+
+
+def _outlive(starter: multiprocessing.process.BaseProcess) -> None:
+    starter.join()
+    os._exit(1)
+
+
+def _kernel_call() -> Callable[..., int] | None:
+    try:
+        return ctypes.CDLL(None).prctl
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+_prctl = _kernel_call()  # looked up before any fork, after which that may hang
+
+
+def _end_with_parent(parent: int) -> None:
+    _prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(1)
+
+
+def _note_parent() -> None:
+    global _forking
+    _forking = os.getpid()
+
+
+def _start_fork() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the parent does then is not the child's task
+    _end_with_parent(_forking)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    end_with_starter()
+
+
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | UserError:
     try:
         return function(item)
     except Exception as error:
-        if user_error := find_user_error(error):
-            return UserError(str(user_error))
+        if reason := one_line_reason(error):
+            return UserError(reason)
         raise

@@ -318,7 +318,7 @@ def test_a_mistyped_id_and_other_errors_are_one_line(volumes: Path, tmp_path: Pa
         ({"patch_size": [16, 20, 16]}, "multiple of 8"),
         ({"patch_size": [16, 24]}, "3 sizes"),
         ({"dataset_dir": "/nowhere"}, "/nowhere does not exist"),
-        ({"in_channels": 2}, "1 channel"),
+        ({"in_channels": 2, "normalization": ["zscore"] * 2}, "1 channel"),
         ({"labels": {"anterior": 1}}, "declares the labels"),
         ({"amp": "maybe"}, "amp must be true or false"),
         ({"resume": "true"}, "nothing to resume"),

@@ -67,7 +67,7 @@ def test_pictures_and_flat_volumes(tmp_path: Path) -> None:
     assert photos["per_case"][1]["shape"] == [43, 54] and photos["per_case"][1]["orientation"] is None
     assert photos["classes"]["lesion"]["volume_ml_mean"] is None
     flat = facts(write_msd(tmp_path / "flat", hard_case("flat_volumes", 3)))
-    assert flat["per_case"][1]["shape"] == [30, 35] and flat["median_spacing"] == pytest.approx([0.5, 0.5])
+    assert flat["per_case"][1]["shape"] == [35, 30] and flat["median_spacing"] == pytest.approx([0.5, 0.5])
 
 
 def test_the_ignore_label_is_no_foreground(tmp_path: Path) -> None:

@@ -144,6 +144,34 @@ def test_grey_pictures_in_colour_have_one_channel_where_one_is_declared(tmp_path
     assert check(tmp_path).cases[0].channels == 3
 
 
+def test_values_that_float32_does_not_hold(tmp_path: Path) -> None:
+    data = hard_case("label_gap", 2)
+    data.cases[1].image = data.cases[1].image.astype(np.float64)
+    data.cases[1].image[0, 0, 0, 0] = -1e300
+    (problem,) = check(write_msd(tmp_path, data)).errors
+    assert problem.file.endswith("gap_1.nii.gz") and "beyond 3.4e+38" in problem.message
+
+
+def test_an_image_in_place_of_a_label(tmp_path: Path) -> None:
+    data = hard_case("label_gap", 2)
+    root = write_msd(tmp_path, data)
+    noise = np.random.default_rng(0).normal(size=(1, 120, 100, 90)).astype(np.float32)
+    write_image(root / "imagesTr/gap_1.nii.gz", noise, data.cases[1].affine)
+    write_image(root / "labelsTr/gap_1.nii.gz", noise, data.cases[1].affine)
+    (problem,) = check(root).errors
+    assert problem.file.endswith("labelsTr/gap_1.nii.gz") and "over 10,000 different values" in problem.message
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+@pytest.mark.parametrize("name", ["label_gap", "flat_volumes", "one_slice"])
+def test_a_voxel_size_far_from_the_others(tmp_path: Path, name: str, size: float) -> None:
+    data = hard_case(name, 4)
+    data.cases[2].affine = data.cases[2].affine @ np.diag([size, 1, 1, 1])
+    root = write_msd(tmp_path, data)
+    (problem,) = check(root).errors
+    assert problem.file.endswith(f"{data.cases[2].name}.nii.gz") and "mend its header" in problem.message
+
+
 def test_processes_find_the_same(tmp_path: Path) -> None:
     root = write_msd(tmp_path, hard_case("rotated", 4))
     (root / "labelsTr/oblique_1.nii.gz").write_bytes(b"")
@@ -167,3 +195,12 @@ def die_on_three(number: int) -> int:
 def test_equal_problems_share_a_line() -> None:
     problems = [Problem("a", "is flat"), Problem("b", "is round"), Problem("c", "is flat")]
     assert problem_lines(problems) == ["2 files: is flat: a, c", "b is round"]
+
+
+def test_masks_of_0_and_255_get_one_line_and_the_hint(tmp_path: Path) -> None:
+    data = hard_case("rgb_pictures", 24)
+    for case in data.cases:
+        case.label = case.label * np.uint8(255)
+    (line,) = problem_lines(check(write_nnunet(tmp_path, data)).errors)
+    assert line.startswith("24 files: holds the label value(s) 255; declared are [0, 1]; masks often have 255")
+    assert "write 1 into the files" in line and line.endswith("… and 4 more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ def test_names_that_configs_would_misread(name: str) -> None:
         ({"a": True}, '"a" must have an integer'),
         ({"background": 0, "a": [0, 1]}, 'the region "a" holds 0, the background'),
         (["a"], '"labels" must be an object'),
+        ({"a": 2**31}, '"a" has the value 2147483648, the largest that can be used is 65535'),
+        ({"a": 1, "ignore": [3, 4]}, '"ignore" must have one value above 0'),
+        ({"a": 1, "ignore": 0}, '"ignore" must have one value above 0'),
+        ({"a": 1, "ignore": 70_000}, '"ignore" has the value 70000'),
+        ({f"nucleus {i}": i for i in range(1, 65_000)}, "has 64999 labels, a network can learn 1000"),
     ],
 )
 def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:
@@ -139,3 +145,98 @@ def test_descriptions_that_cannot_be_used(tmp_path: Path) -> None:
         read_dataset(root)
     with pytest.raises(UserError, match="does not exist"):
         read_dataset(root / "nowhere")
+
+
+# --- written elsewhere
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("write", [write_msd, write_nnunet])
+def test_a_byte_order_mark(tmp_path: Path, encoding: str, write: Any) -> None:
+    root = write(tmp_path, hard_case("tiny", 2))
+    (root / "dataset.json").write_text((root / "dataset.json").read_text(), encoding=encoding)
+    assert len(read_dataset(root).cases) == 2
+
+
+def test_backslashes(tmp_path: Path) -> None:
+    root = write_msd(tmp_path / "m", hard_case("tiny", 2))
+    entries = [{"image": f".\\imagesTr\\tiny_{i}.nii.gz", "label": f"labelsTr\\tiny_{i}.nii.gz"} for i in range(2)]
+    entries[1]["patient"] = "anna"
+    described = change(root, training=entries)
+    assert [case["name"] for case in described.cases] == ["tiny_0", "tiny_1"] and described.patients == {
+        "tiny_1": "anna"
+    }
+    assert all(Path(case[key]).is_file() for case in described.cases for key in ("image", "label"))
+    (root / "imagesTr/tiny_0.nii.gz").rename(root / "imagesTr/tiny_0_0000.nii.gz")  # nnU-Net v1
+    assert change(root, training=entries).cases[0]["image"].endswith("imagesTr/tiny_0_0000.nii.gz")
+    several = [{"image": f"p{i}\\image.nii.gz", "label": f"p{i}\\label.nii.gz"} for i in (1, 2)]
+    assert [case["name"] for case in change(root, training=several).cases] == ["p1_image", "p2_image"]
+    root = write_nnunet(tmp_path / "n", hard_case("tiny", 2))
+    entry = {"images": ["imagesTr\\tiny_1_0000.nii.gz"], "label": "labelsTr\\tiny_1.nii.gz"}
+    assert Path(change(root, dataset={"b": entry}).cases[0]["image"]).is_file()
+
+
+def test_letters_composed_in_another_way(tmp_path: Path) -> None:
+    """macOS writes é as e and an accent: dataset.json, images, labels and lists of patients may each have either."""
+    one, two = (unicodedata.normalize(form, "Bébé_ö") for form in ("NFC", "NFD"))
+    data = hard_case("tiny", 2)
+    data.cases[0].name = two
+    root = write_msd(tmp_path / "m", data)
+    entry = {"image": f"imagesTr/{one}.nii.gz", "label": f"labelsTr/{one}.nii.gz", "patient": "anna"}
+    described = change(root, training=[entry])
+    (case,) = described.cases
+    assert case["name"] == two and Path(case["image"]).is_file() and Path(case["label"]).is_file()
+    assert described.patients == {two: "anna"}
+    root = write_nnunet(tmp_path / "n", data)
+    (root / f"labelsTr/{two}.nii.gz").rename(root / f"labelsTr/{one}.nii.gz")
+    described = change(root, patients={one: "anna", "tiny_1": None})
+    assert [case["name"] for case in described.cases] == [two, "tiny_1"] and described.patients == {two: "anna"}
+    assert all(Path(case[key]).is_file() for case in described.cases for key in ("image", "label"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"training": {}}, '"training"'),
+        ({"training": [{"image": "a"}]}, r'"training" must list .* one of its entries is \{"image": "a"\}'),
+        ({"training": ["a.nii.gz"]}, '"training" must list'),
+        ({"training": [{"image": 3, "label": "b"}]}, '"training" must list'),
+        ({"modality": "CT"}, '"modality" must be'),
+        ({"modality": {"0": ["CT"]}}, '"modality" must be'),
+        ({"modality": {"²": "CT"}}, 'keys of "modality" must be numbers'),
+        ({"labels": None}, '"labels"|declares no label'),
+        ({"labels": {"a": "1" * 50}}, '"a" must have an integer'),
+        ({"labels": {"a": float("nan")}}, '"a" must have an integer'),
+        ({"patients": {"tiny_0": ["x"]}}, "a patient must be a name"),
+        ({"patients": 3}, '"patients" must be'),
+        ({"file_ending": [".png"], "training": None, "channel_names": ["T1"]}, '"file_ending" must be'),
+        ({"file_ending": ".png", "training": None}, r"but \.nii\.gz: mend \"file_ending\""),
+    ],
+)
+def test_keys_of_wrong_types_are_named(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
+    root = write_msd(tmp_path, hard_case("tiny", 2))
+    with pytest.raises(UserError, match=message) as caught:
+        described = change(root, **entries)
+        if not described.labels:  # the check says so
+            raise UserError("declares no label")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "declared"),
+    [
+        ({"numTraining": "2"}, 2),
+        ({"numTraining": "two"}, None),
+        ({"numTraining": float("inf")}, None),
+        ({"numTraining": []}, None),
+        ({"name": ["a"], "tensorImageSize": 4, "reference": None, "file_ending": 7}, 2),
+        ({"modality": ["MRI"]}, 2),
+        ({"labels": {"0": "background", "1": "nodule"}}, 2),
+        ({"labels": {"background": "0", "nodule": "1"}}, 2),
+        ({"labels": {"background": 0.0, "nodule": 1.0}}, 2),
+    ],
+)
+def test_harmless_types_are_taken(tmp_path: Path, entries: dict[str, Any], declared: int | None) -> None:
+    described = change(write_msd(tmp_path, hard_case("tiny", 2)), **entries)
+    assert described.declared_cases == declared and described.labels == {"nodule": 1}
+    assert described.channel_names == ["MRI"] and described.name

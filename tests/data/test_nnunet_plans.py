@@ -68,6 +68,18 @@ def test_schemes_and_inheritance(file: Path) -> None:
     assert plan.normalization == ["zscore_nonzero", "zscore", "none"] and plan.batch_size == 3
 
 
+def test_configurations_that_inherit_in_a_circle_are_named(file: Path) -> None:
+    circle = {"3d_fullres": {"inherits_from": "base"}, "base": {"inherits_from": "3d_fullres"}}
+    with pytest.raises(UserError, match="the configurations 3d_fullres, base inherit from each other in a circle"):
+        read_nnunet_plan(nnunet_plan(file, configurations=circle), 3, 3)
+
+
+@pytest.mark.parametrize("configuration", [5, ["x"], {"inherits_from": ["x"]}, {"patch_size": "x", "spacing": 1}])
+def test_a_configuration_of_another_type_is_refused(file: Path, configuration: object) -> None:
+    with pytest.raises(UserError, match="configuration"):
+        read_nnunet_plan(nnunet_plan(file, configurations={"3d_fullres": configuration}), 3, 3)
+
+
 def test_dataset_name(file: Path) -> None:
     assert dataset_name(nnunet_plan(file)) == "Dataset042_Example"
 

@@ -77,6 +77,12 @@ def test_grids_and_values(folders: tuple[Path, Path]) -> None:
         read_pair(pair, TASK)
 
 
+def test_masks_of_0_and_255_get_a_hint(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"holds the label value\(s\) 255; the task has \[0, 1\]; masks often have 255"):
+        read_label_map(tmp_path / "a.png", [1])
+
+
 def test_pictures_have_no_spacing(tmp_path: Path) -> None:
     Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(tmp_path / "p.png")
     label_map = read_label_map(tmp_path / "p.png", [1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fingerprints import fingerprint, nnunet_plan
+from fingerprints import STATISTICS, fingerprint, nnunet_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +138,12 @@ def test_colour_pictures_of_8_bits(changes: dict[str, Any], expected: list[str])
     assert plan_of(facts).overlay["normalization"] == expected
 
 
+def test_a_ct_whose_foreground_has_one_intensity_is_z_scored() -> None:
+    flat = STATISTICS | {"p00_5": 7.0, "p99_5": 7.0, "std": 0.0}
+    plan = plan_of(fingerprint(channels=["CT"], intensity=[flat]))
+    assert plan.overlay["normalization"] == ["zscore"] and "one intensity" in reason(plan, "normalization of CT")
+
+
 def test_grey_pictures_are_z_scored() -> None:
     assert plan_of(fingerprint((64, 64), None)).overlay["normalization"] == ["zscore"]
 
@@ -220,19 +226,52 @@ def test_a_plan_for_a_cpu(shape: tuple, spacing: tuple | None, most: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("names", "warns"),
+    ("shape", "spacing", "dims", "axes"),
     [
-        (["kidney_left", "kidney_right"], True),
-        (["Right Lung"], True),
-        (["lung-L"], True),
-        (["rib_left_1"], True),
-        (["liver", "cleft", "bright spot", "tumor"], False),
+        ((64, 64, 32), (1.0, 1.0, 1.0), None, [1, 2]),
+        ((64, 64, 32), (1.0, 1.0, 4.0), 2, [1]),
+        ((64, 64, 32), (1.0, 4.0, 1.0), 2, [1]),
+        ((512, 384), None, None, [0]),
     ],
 )
-def test_labels_with_a_side(names: list[str], warns: bool) -> None:
-    plan = plan_of(fingerprint(labels={name: value for value, name in enumerate(names, 1)}))
-    assert plan.overlay["mirror_axes"] == [0, 1, 2]
-    assert any("mirror_axes" in warning for warning in plan.warnings) is warns
+def test_labels_with_sides_are_not_mirrored(shape: tuple, spacing: tuple, dims: int | None, axes: list[int]) -> None:
+    sides = {"LeftParotid": 1, "RightParotid": 2}
+    plan = plan_of(fingerprint(shape, spacing, labels=sides), dimensions=dims)
+    assert plan.overlay["mirror_axes"] == axes and "LeftParotid, RightParotid" in reason(plan, "mirror_axes")
+    parts = {"label_1": 1, "label_2": 2}
+    regions = {"left lung": ["label_1"], "right lung": ["label_2"]}
+    plan = plan_of(fingerprint(shape, spacing, labels=parts, regions=regions), dimensions=dims)
+    assert plan.overlay["mirror_axes"] == axes and not plan.warnings
+    for alone in ("left atrium", "L5", "cleft"):
+        plan = plan_of(fingerprint(shape, spacing, labels={alone: 1}), dimensions=dims)
+        assert plan.overlay["mirror_axes"] == list(range(len(axes) + 1)) and not plan.warnings
+
+
+def test_sides_in_slices_from_left_to_right_and_in_tiff_stacks(tmp_path: Path) -> None:
+    sides = {"KidneyL": 1, "KidneyR": 2}
+    sagittal = plan_of(fingerprint(spacing=(4.0, 1.0, 1.0), labels=sides), dimensions=2)
+    assert sagittal.overlay["mirror_axes"] == [0, 1] and "cannot tell them apart" in sagittal.warnings[0]
+    assert plan_of(fingerprint(labels=sides, file_ending=".tif")).overlay["mirror_axes"] == [0, 1]
+    imported = plan_of(fingerprint(labels=sides), nnunet_plan=nnunet_plan(tmp_path / "plans.json"))
+    assert imported.overlay["mirror_axes"] == [1, 2]
+
+
+def test_images_that_may_be_one_patients() -> None:
+    facts = fingerprint(cases=10)
+    facts["per_case"] = [case | {"name": f"p{i // 2:02d}_{'ab'[i % 2]}"} for i, case in enumerate(facts["per_case"])]
+    (warning,) = plan_of(facts).warnings
+    assert "p00_a, p00_b" in warning and '"patients"' in warning
+    assert not plan_of(facts, patients={"p00_a": "p00", "p00_b": "p00"}).warnings
+
+
+def test_validation_of_all_cases() -> None:
+    """Without held-out cases, every case is predicted: five times as many."""
+    few, five = (plan_of(fingerprint((256, 256, 200), cases=cases)) for cases in (4, 20))
+    patches = [int(reason(plan, "val_interval").split("about ")[1].split()[0]) for plan in (few, five)]
+    assert few.fold == "all" and patches[0] == patches[1]
+    many = plan_of(fingerprint((256, 256, 200), cases=100))
+    longer = min(10, 5 * many.overlay["val_interval"])
+    assert f"then --val_interval {longer}" in reason(many, "val_interval")
 
 
 def test_folds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -124,10 +125,90 @@ def test_a_killed_process_leaves_nothing_half_written(
     with pytest.raises(KeyboardInterrupt):
         dataset_of(cases, cache)[0]
     monkeypatch.setattr(np, "save", save)
-    assert not folders(cache) and not dataset_of(cases, cache).is_prepared(0)
+    assert not folders(cache) and dataset_of(cases, cache).find_prepared(0) is None
     abandoned = dataset_of(cases, cache).folder / ".0123.part"
     abandoned.mkdir()  # what a process leaves that could not even clean up
     assert dataset_of(cases, cache)[0]["image"].shape == (1, 12, 14, 9)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("image.npy", flip_a_bit, "other content in image.npy"),
+        ("label.npy", flip_a_bit, "other content in label.npy"),
+        ("foreground.npy", flip_a_bit, "other content in foreground.npy"),
+        ("image.npy", cut_off, "bytes in image.npy"),
+        ("label.npy", Path.unlink, "no readable label.npy"),
+        ("arrays.json", lambda file: file.write_text('{"image.npy": 3}'), "broken arrays.json"),
+        ("arrays.json", lambda file: file.write_text("{}"), "broken arrays.json"),
+        ("arrays.json", Path.unlink, "1 prepared case(s) without the arrays.json"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_is_prepared_anew(
+    cases: list, tmp_path: Path, name: str, damage: Any, said: str, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    before = dataset_of(cases, cache)
+    prepare_cases(before, dataset_of(cases[:1], cache))
+    expected, folder = before[1], before.prepare(1)
+    opened = before.load(1)
+    damage(folder / name)
+    others = times(cache)
+    after = dataset_of(cases, cache)
+    prepare_cases(after, dataset_of(cases[:1], cache), num_workers=workers)
+    assert after.prepare(1) == folder and all(torch.equal(expected[key], after[1][key]) for key in expected)
+    lines = [record.getMessage() for record in caplog.records if "prepared anew" in record.getMessage()]
+    assert len(lines) == 1 and said in lines[0] and (str(folder) in lines[0] or "1 prepared" in lines[0])
+    changed = {path.parent for path, time in times(cache).items() if others.get(path) != time}
+    assert changed == {folder} and not list(cache.rglob("*.part*"))
+    assert opened["image"].shape == (1, 12, 14, 9)  # a run that had it open goes on
+    caplog.clear()
+    prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+    assert "anew" not in caplog.text
+
+
+def test_a_damaged_case_is_noticed_without_a_run(cases: list, tmp_path: Path) -> None:
+    expected = dataset_of(cases, tmp_path / "cache")[0]["image"]
+    flip_a_bit(dataset_of(cases, tmp_path / "cache").prepare(0) / "image.npy")
+    assert torch.equal(dataset_of(cases, tmp_path / "cache")[0]["image"], expected)
+
+
+def test_cases_are_looked_through_once_a_run(cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataset_of(cases, tmp_path / "cache", Augmentation([8, 8, 8], [0, 1, 2]))
+    prepare_cases(dataset, dataset_of([], tmp_path / "cache"))
+    looked = []
+    monkeypatch.setattr(preparation, "find_damage", lambda folder: looked.append(folder))
+    monkeypatch.setattr("scripts.data.prepared.find_damage", lambda folder: looked.append(folder))
+    prepare_cases(dataset, dataset_of(cases[:1], tmp_path / "cache"))
+    for _ in range(3):
+        dataset[0]
+    assert len(looked) == len(set(looked)) == 4
+
+
+def test_a_broken_index_is_read_as_none(cases: list, tmp_path: Path) -> None:
+    folder = dataset_of(cases, tmp_path / "cache").prepare(0)
+    (index,) = (tmp_path / "cache/files").glob("case_0-*.json")
+    known = json.loads(index.read_text())
+    for broken in (
+        "[]",
+        "{",
+        '{"files": 3}',
+        json.dumps(known | {"digest": "../../x"}),
+        json.dumps(known | {"digest": 3}),
+    ):
+        index.write_text(broken)
+        assert dataset_of(cases, tmp_path / "cache").prepare(0) == folder
 
 
 def test_two_processes_may_prepare_the_same_case(cases: list, tmp_path: Path) -> None:
@@ -182,6 +263,17 @@ def test_a_folder_that_cannot_be_written(cases: list) -> None:
     cache = Path(cases[0]["image"]) / "cache"  # below a file
     with pytest.raises(UserError, match=r"cannot write to .*cache: .*--cache_dir"):
         prepare_cases(dataset_of(cases, cache), dataset_of([], cache))
+
+
+@pytest.mark.parametrize("full", ["No space left on device", "400 requested and 12 written"])
+def test_a_disk_that_gets_full(cases: list, tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(file: Path, array: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, full) if "space" in full else OSError(full)
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(UserError, match=r"cannot write to .*cache: (No space|.*the disk is full).*--cache_dir"):
+        prepare_cases(dataset_of(cases, tmp_path / "cache"), dataset_of([], tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.part*"))
 
 
 def test_a_training_patch_is_a_function_of_its_case_and_key(cases: list, tmp_path: Path) -> None:

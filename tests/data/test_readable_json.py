@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.data.readable_json import readable_json, without_nan, write_json
+from scripts.data.readable_json import read_json, readable_json, without_nan, write_json
+from scripts.errors import UserError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
@@ -35,3 +36,33 @@ def test_nan_is_refused() -> None:
 def test_nan_becomes_null() -> None:
     value = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": (0, "x")}}
     assert without_nan(value) == {"a": [1.5, None], "b": {"c": None, "d": [0, "x"]}}
+
+
+def test_every_system_reads_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"Größe": ["脑"]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="ascii")) == {"Größe": ["脑"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[1]", "must hold an object {…}, not list"),
+        (b"null", "must hold an object"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read_json(tmp_path / "a.json", advice="remove it")
+    message = str(refused.value)
+    assert message.startswith(f"{tmp_path}/a.json {said}") and message.endswith(": remove it") and "\n" not in message
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(tmp_path / "a.json") == {}
+    with pytest.raises(UserError, match=r"b\.json cannot be read: No such file"):
+        read_json(tmp_path / "b.json")

@@ -39,3 +39,8 @@ def test_resampled_shapes() -> None:
 @pytest.mark.parametrize("spacing", [[[1.0, 1.0]] * 2, [[0.1, 0.5]] * 2])
 def test_two_dimensions(spacing: list[list[float]]) -> None:
     assert target_spacing(spacing, [[512, 512]] * 2)[0] == spacing[0]
+
+
+def test_tiny_voxels_do_not_become_zero() -> None:
+    """A data set in metres: the network does not mind, but a spacing of 0 is none."""
+    assert target_spacing([[1e-6, 1e-6, 2.34567e-6]], [[100, 100, 50]])[0] == [1e-6, 1e-6, 2.3457e-6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.images import LoadCased
+from scripts.data.normalization import Normalized
 from scripts.data.transforms import CropNonzerod, LabelIndexd, check_patch_size, image_dims, preprocessing
-from scripts.errors import UserError
+from scripts.errors import UserError, find_user_error
 from scripts.postprocessing import to_label_map
 
 LABELS = {"a": 1}
@@ -146,13 +148,45 @@ def test_spacing_is_reached_and_checked(tmp_path: Path) -> None:
     assert image.shape == (1, 10, 10, 10)
     assert np.allclose(np.abs(np.diag(image.affine)[:3]), 2)
     assert abs(float(image.mean())) < 0.1 and float(image.std()) == pytest.approx(1, abs=0.1)
-    for bad in ([1, 1], [1, 0, 1], "soon"):
+    for bad in ([1, 1], [1, 0, 1], "soon", 1, [1, 1, "1"], [1, 1, float("nan")], [1, 1, True]):
         with pytest.raises(UserError, match="spacing must be 3 positive numbers"):
             preprocessing(["image"], 3, bad)
     kept = Compose([load, *preprocessing(["image"], 2, [2, 2, None], slice_axis=2)])({"image": path})["image"]
     assert kept.shape == (1, 10, 10, 10)  # the third axis keeps its 2 mm
     same = Compose([load, *preprocessing(["image"], 3, [1, 1, None])])({"image": path})["image"]
     assert same.shape == (1, 20, 20, 10)
+
+
+@pytest.mark.parametrize(
+    ("header", "spacing", "said"),
+    [
+        ((1e-6, 1, 1), [1, 1, 1], "over 100 times another"),
+        ((1e6, 1, 1), [1, 1, 1], "over 100 times another"),
+        ((1, 1, 1), [1e-6, 1e-6, 1e-6], "over 100 times another"),
+        ((1, 1, 1), [0.011, 0.011, 0.011], r"1818 x 1818 x 909 voxels take 36 GB, this machine has 16"),
+    ],
+)
+def test_a_spacing_that_no_memory_holds(
+    tmp_path: Path, header: tuple, spacing: list, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before it is allocated, with the name of the file."""
+    path = save(tmp_path / "a.nii.gz", ball((20, 20, 10)), np.diag([*header, 1]))
+    monkeypatch.setattr("scripts.data.resampling._memory", lambda: 16 * 10**9)
+    with pytest.raises(RuntimeError) as caught:
+        Compose([LoadCased(["image"], 3, 1, LABELS), *preprocessing(["image"], 3, spacing)])({"image": path})
+    assert re.search(rf"a\.nii\.gz has 20 x 20 x 10 voxels .*{said}", str(find_user_error(caught.value)))
+
+
+@pytest.mark.parametrize("change", [{"lower": 5}, {"std": 0}, {"mean": "a"}, {"upper": float("nan")}])
+def test_ct_needs_a_range(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="lower below upper and std above 0"):
+        preprocessing(["image"], 3, None, [{"ct": {"lower": 0, "upper": 5, "mean": 2, "std": 1} | change}])
+
+
+def test_normalization_is_a_list() -> None:
+    for one in ("zscore", {"ct": {}}, 3):
+        with pytest.raises(UserError, match="normalization must be a list, a scheme a channel"):
+            preprocessing(["image"], 3, None, one)
 
 
 def test_pictures_keep_their_pixels() -> None:
@@ -195,3 +229,8 @@ def test_patch_sizes_follow_the_strides() -> None:
     for bad in (strides, [2, 2, 2], 2):
         with pytest.raises(UserError, match="each stage needs 2 numbers"):
             check_patch_size([16, 24], 2, bad)
+
+
+def test_rgb_is_of_8_bits() -> None:
+    with pytest.raises(UserError, match='normalization "rgb" divides by 255, but an image holds 4000'):
+        Normalized(["image"], ["rgb"])({"image": torch.full((1, 2, 2), 4000.0)})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from scripts.engines.checkpoints import (
     run_to_end,
 )
 from scripts.engines.optimizers import decay_matrices
+from scripts.engines.pretrained import start_from
 from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
@@ -59,6 +63,68 @@ def test_a_broken_file_is_said_to_be(tmp_path: Path, content: str) -> None:
     assert "weights_only" not in str(caught.value), "PyTorch advises to trust the file"
 
 
+def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    file, state = tmp_path / "model.pt", network().state_dict()
+    torch.save(state, file)
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(max(state.values(), key=torch.numel).numpy().tobytes())] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match=r"model\.pt is damaged.*copy it again; give another with --checkpoint$"):
+        load_weights(network(), file)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    next(iter(state.values())).view(-1)[0] = math.nan
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds NaN or infinite values in 1 of its tensors \(stem"):
+        load_weights(network(), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds NaN or infinite .*give another with --pretrained"):
+        start_from(network(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"network": 3}, {"a": "b"}, torch.zeros(2)])
+def test_other_things_than_weights_are_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds something else than the weights of a network"):
+        load_weights(network(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"weight": torch.tensor([[math.inf]])}}, r"NaN or infinite values in 1 .* \(network\.weight\)"),
+        ({"optimizer": {"state": {0: {"exp_avg": torch.tensor(math.nan)}}}}, r"\(optimizer\.state\.0\.exp_avg\)"),
+        ({"epoch": None}, r"checkpoint\.pt is not the checkpoint of a run"),
+    ],
+)
+def test_a_run_does_not_go_on_from_what_is_no_number(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    net = torch.nn.Linear(1, 1)
+    content = {"network": net.state_dict(), "optimizer": {}, "epoch": 1} | change
+    torch.save({key: value for key, value in content.items() if value is not None}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=message + r".*start another"):
+        restore_run(Engine(lambda *_: None), Engine(lambda *_: None), net, None, str(tmp_path), True)  # type: ignore
+
+
+def test_a_run_starts_after_one_that_failed_in_this_process(tmp_path: Path) -> None:
+    """Trainer or validation: ignite's engines would return at once."""
+
+    def process(engine: Engine, batch: int) -> None:
+        ran.append(batch)
+        if fail:
+            raise MemoryError
+
+    ran: list[int] = []
+    trainer, evaluator = Engine(process), Engine(process)
+    for fail in (True, False):
+        restore_run(trainer, evaluator, torch.nn.Linear(1, 1), None, str(tmp_path), False)  # type: ignore[arg-type]
+        for engine in (trainer, evaluator):
+            engine.state.epoch = 0
+            with pytest.raises(MemoryError) if fail else nullcontext():
+                engine.run([7], max_epochs=1)
+    assert ran == [7] * 4
+
+
 def test_a_run_whose_checkpoint_was_deleted_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model_final.pt").touch()
     with pytest.raises(UserError, match="already holds a run"):
@@ -95,6 +161,72 @@ def test_a_training_that_failed_lets_go_of_its_folder(tmp_path: Path) -> None:
         fcntl.flock(log_of_another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [
+        (["model.pt"], "model.pt"),  # another program's
+        (["model.pt", "settings.json", "cases.json"], "model.pt"),  # weights that were copied here
+        (["model.pt", "settings.json", "training.log"], "model.pt"),  # a run whose checkpoints were deleted
+        (["settings.json"], "settings.json"),
+        (["settings.json", "training.log"], "settings.json"),
+        (["training.log"], "training.log"),
+        (["log.jsonl", "notes.txt"], "log.jsonl"),
+    ],
+)
+def test_files_that_no_interrupted_run_left_are_kept(tmp_path: Path, there: list[str], kept: str) -> None:
+    for name in there:
+        (tmp_path / name).write_text(f"the user's {name}")
+    if "settings.json" in there:
+        (tmp_path / "settings.json").write_text('"the user\'s settings.json"')
+    with pytest.raises(UserError, match=rf"/({kept}|training\.log).* would be replaced.*another --output_dir"):
+        open_run(str(tmp_path), False, {"name": "a"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
+    assert all(f"the user's {name}" in (tmp_path / name).read_text() for name in there)
+
+
+def test_the_settings_of_another_program_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_text("another program's")
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
+    with pytest.raises(UserError, match=r"settings\.json is not that of a training"):
+        open_run(str(tmp_path), True, {"name": "a", "init_filters": 8})
+    assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_that_was_killed_in_its_first_epoch_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "training.log").touch()  # killed at once
+    open_run(str(tmp_path), False, {})
+    for name in ("cases.json", "log.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "training.log").write_text("preparing cases")
+    open_run(str(tmp_path), False, {})
+
+
+@pytest.mark.parametrize("option", ["output_dir", "cache_dir"])
+def test_nothing_is_trained_among_the_images(tmp_path: Path, option: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()
+    places = {"output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
+    cases = [{"name": "a", "image": str(tmp_path / "images/a.png"), "label": str(tmp_path / "labels/a.png")}]
+    with pytest.raises(UserError, match=rf"--{option} .*images: what is written would lie among images"):
+        open_run(**places | {option: str(tmp_path / "images")}, resume=False, settings={}, cases=cases)
+    with pytest.raises(UserError, match=r"--cache_dir .*run is the run's own folder"):
+        open_run(**places | {"cache_dir": str(tmp_path / "run/../run")}, resume=False, settings={}, cases=cases)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_opening_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    left = [tmp_path / "run/.0123456789ab.part.model.pt", tmp_path / "cache/digest/.0123abcd-7-89abcdef.part"]
+    (tmp_path / "cache/digest/a-0123").mkdir(parents=True)
+    left[1].mkdir()
+    (tmp_path / "run").mkdir()
+    left[0].touch()
+    for path in left:
+        os.utime(path, (0, 0))
+    open_run(str(tmp_path / "run"), False, {}, cache_dir=str(tmp_path / "cache"))
+    assert not any(path.exists() for path in left) and (tmp_path / "cache/digest/a-0123").is_dir()
+
+
 def test_typed_words_are_the_same_settings(tmp_path: Path) -> None:
     open_run(str(tmp_path), False, {"slice_axis": "null", "crop_nonzero": "false"})
     (tmp_path / "checkpoint.pt").touch()
@@ -108,15 +240,45 @@ def test_the_best_epoch_after_undefined_scores(tmp_path: Path) -> None:
     trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
     net = torch.nn.Linear(1, 1)
     saver = SaveCheckpoints(str(tmp_path), net, torch.optim.SGD(net.parameters(), 1.0), evaluator, {"a": 1})
-    trainer.state.best_scores = None
+    trainer.state.best_scores = trainer.scaler = None
     kept = []
     for epoch, score in enumerate([math.nan, math.nan, 0.5, 0.4, 0.6], start=1):
         trainer.state.epoch = epoch
+        evaluator.state.epoch, evaluator.state.ema_pseudo_dice = epoch, score
         evaluator.state.metrics = {"ema_pseudo_dice": score, "dice_a": score}
         torch.nn.init.constant_(net.bias, epoch)
-        saver._keep_best(trainer)
+        saver._end_epoch(trainer)
         kept.append(torch.load(tmp_path / "model.pt", weights_only=True)["bias"].item())
     assert kept == [1, 2, 3, 3, 5]
+
+
+def test_a_kill_between_checkpoint_and_best_weights_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """checkpoint.pt comes first: a model.pt without one is never an interrupted run's."""
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    net = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(decay_matrices(net, 0.3))
+    saver = SaveCheckpoints(str(tmp_path), net, optimizer, evaluator, {"a": 1})
+    trainer.state.best_scores = trainer.scaler = None
+    trainer.state.epoch = evaluator.state.epoch = 1
+    evaluator.state.metrics, evaluator.state.ema_pseudo_dice = {"ema_pseudo_dice": 0.5, "dice_a": 0.5}, 0.5
+    write = saver._write
+
+    def kill(name: str, content: dict[str, object]) -> None:
+        if name == "model.pt":
+            raise KeyboardInterrupt
+        write(name, content)
+
+    monkeypatch.setattr(saver, "_write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        saver._end_epoch(trainer)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    trainer.state.max_epochs, trainer.optimizer = 2, optimizer
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    restore_run(trainer, evaluator, net, schedule, str(tmp_path), True)  # type: ignore[arg-type]
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(best[name], value) for name, value in net.state_dict().items())
 
 
 def test_weights_for_images_that_are_prepared_otherwise_are_said_to_be(
@@ -135,11 +297,37 @@ def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:
     net = torch.nn.Linear(1, 1)
     before, now = torch.optim.AdamW(net.parameters()), torch.optim.AdamW(decay_matrices(net, 0.3))
     content = {"network": net.state_dict(), "optimizer": before.state_dict(), "epoch": 1}
+    content |= dict.fromkeys(["scaler", "ema_pseudo_dice", "best_scores"])
     torch.save(content, tmp_path / "checkpoint.pt")
     trainer = SimpleNamespace(optimizer=now, state=SimpleNamespace(max_epochs=2))
     scheduler = torch.optim.lr_scheduler.LambdaLR(now, lambda epoch: 1.0)
     with pytest.raises(UserError, match="its optimiser is not this config's, as after an update"):
         restore_run(trainer, Engine(lambda *_: None), net, scheduler, str(tmp_path), True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [{"epoch": "1"}, {"epoch": 1}, None])
+def test_weights_are_no_state_of_a_training(content: dict[str, object] | None, tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    state = net.state_dict() if content is None else {"network": net.state_dict(), **content}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    engine = Engine(lambda *_: None)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is not the checkpoint of a run: start another run"):
+        restore_run(engine, engine, net, None, str(tmp_path), True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "5", ""])
+def test_broken_settings_are_named(content: str, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    (tmp_path / "settings.json").write_text(content)
+    (tmp_path / "checkpoint.pt").touch()
+    for use in (
+        lambda: load_weights(network(), tmp_path / "model.pt"),
+        lambda: check_preparation(tmp_path / "model.pt", {}),
+    ):
+        with pytest.raises(UserError, match=r"settings\.json (is not valid JSON|must hold an object)[^\n]* remove it"):
+            use()
+    with pytest.raises(UserError, match=r"settings\.json is not (that of a training|valid JSON)[^\n]*: put "):
+        open_run(str(tmp_path), True, {})
 
 
 def test_a_folder_named_with_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

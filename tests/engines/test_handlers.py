@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.engines.handlers import EpochLog, ValidationScores
+from scripts.errors import UserError
 
 
 def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> None:
@@ -23,6 +24,14 @@ def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["loss"]) for line in lines] == [(1, 0.5), (2, 0.35)]
     assert lines[0]["dice"] == {"a": None}
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1}', '{"epoch": "1", "loss": 1}', '{"epoch": 1, "loss": "x"}'])
+def test_a_broken_log_names_its_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"epoch": 1, "loss": null}}\n{line}\n')
+    with pytest.raises(UserError, match=r"^line 2 of .*log\.jsonl is not that of an epoch: remove the line"):
+        EpochLog(str(tmp_path), Engine(lambda *_: None), {"a": 1})._write({"epoch": 3, "loss": 1})
+    assert (tmp_path / "log.jsonl").read_text().endswith(f"{line}\n")
 
 
 def train(folder: Path, losses: Sequence[float], done: int = 0) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from matplotlib.figure import Figure
 
 from scripts.reporting.curves import curve_charts, read_log
-from scripts.reporting.style import DARK
+from scripts.reporting.style import DARK, LIGHT
 
 
 def test_last_entry_of_an_epoch_counts_and_broken_lines_are_left_out(tmp_path: Path) -> None:
@@ -45,3 +46,16 @@ def test_ticks_are_whole_epochs_even_of_one_validation() -> None:
     curve_charts([{"epoch": 4, "pseudo_dice": 0.2}])["Pseudo-Dice"](figure, DARK)
     ticks = figure.axes[0].get_xticks()
     assert 4 in ticks and all(tick == round(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_names_of_many_classes_stay_in_the_figure(count: int) -> None:
+    names = [f"submandibular_gland_left_{i}" for i in range(count)]
+    epochs = [{"epoch": e, "dice": dict.fromkeys(names, 0.5 + e / 100)} for e in range(1, 9)]
+    figure = Figure(figsize=(3.7, 2.6), layout="constrained")
+    curve_charts(epochs)["Validation Dice"](figure, LIGHT)
+    figure.draw_without_rendering()
+    (legend,) = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]
+    box, shown = legend.get_window_extent(), [text.get_text() for text in legend.get_texts()]
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and len(set(shown)) == count
+    assert count == 5 or not box.overlaps(figure.axes[0].get_window_extent())

@@ -60,5 +60,5 @@ def test_channels_come_from_one_or_several_files(tmp_path: Path) -> None:
 def test_one_slice_is_a_plane_for_two_dimensional_tasks(tmp_path: Path) -> None:
     write(tmp_path / "a.nii", cube((5, 4, 1), 0, 1))
     planar = load_label_map(tmp_path / "a.nii", Task()).planar()
-    assert planar.array.shape == (5, 4)
+    assert planar.array.shape == (4, 5)  # rows and columns
     assert planar.spacing == (1.0, 1.0)

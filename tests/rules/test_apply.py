@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.data import MetaTensor
 from PIL import Image
@@ -170,6 +171,38 @@ def test_pictures(tmp_path: Path, label_map: np.ndarray) -> None:
         apply_to_folder(tmp_path / "raw", rules, tmp_path / "raw/a.png/x", workers=0)
 
 
+@pytest.mark.parametrize("output", ["data/labelsTr", "link"])
+def test_rules_are_applied_nowhere_among_the_data(tmp_path: Path, label_map: np.ndarray, output: str) -> None:
+    write(tmp_path / "data/labelsTr/a.nii.gz", np.ones((4, 4, 4), np.uint8))
+    write(tmp_path / "raw/a.nii.gz", np.ones((4, 4, 4), np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path / "data/labelsTr")
+    before = (tmp_path / "data/labelsTr/a.nii.gz").stat().st_mtime_ns
+    with pytest.raises(UserError, match="holds the images or labels of a data set"):
+        apply_to_folder(tmp_path / "raw", rules_for(), tmp_path / output, overwrite=True, workers=0)
+    assert (tmp_path / "data/labelsTr/a.nii.gz").stat().st_mtime_ns == before
+
+
+def test_two_label_maps_under_one_name(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    tifffile.imwrite(tmp_path / "raw/predictions.tif", np.ones((4, 4), np.uint8))
+    (tmp_path / "raw/predictions.json").write_text('{"spacing": [1, 1]}')  # a TIFF's spacing, which goes along
+    with pytest.raises(UserError, match=r"would both be written into .*predictions\.json"):
+        apply_to_folder(tmp_path / "raw", rules_for(), tmp_path / "clean", workers=0)
+
+
+@pytest.mark.parametrize("output", ["labels/rules.json", "task.json", "predictions/case_0.nii.gz", "labels"])
+def test_rules_replace_nothing_that_was_read(faulty: Path, output: str) -> None:
+    (faulty / "labels").rename(faulty / "labelsTr")
+    (faulty / "labels").symlink_to(faulty / "labelsTr")
+    (faulty / "task.json").write_text(json.dumps({"labels": LABELS, "spatial_dims": 3, "slice_axis": None}))
+    before = {path: path.stat().st_mtime_ns for path in faulty.rglob("*")}
+    arguments = [f"--{kind}={faulty / kind}" for kind in ("predictions", "labels")]
+    arguments += ["--config_file", str(faulty / "task.json"), "--output", str(faulty / output)]
+    with pytest.raises(UserError, match="--output "):
+        main(["determine", *arguments, "--held_out", "--overwrite", "--workers", "0"])
+    assert before == {path: path.stat().st_mtime_ns for path in faulty.rglob("*")}
+
+
 def test_volumes_of_one_slice_are_images_of_a_2d_task(tmp_path: Path) -> None:
     """Learned in mm2 and with holes, and applied to a folder as inference applies them to what it has loaded."""
     label = np.zeros((20, 20, 1), np.uint8)
@@ -191,7 +224,7 @@ def test_volumes_of_one_slice_are_images_of_a_2d_task(tmp_path: Path) -> None:
     assert cleaned.shape == label.shape and np.array_equal(np.asarray(cleaned.dataobj), label)
     loaded = {"pred": load_image(tmp_path / "predictions/0.nii.gz", 2, label=True)}
     inferred = ApplyPostprocessingd(["pred"], LABELS, str(tmp_path / "rules.json"))(loaded)["pred"]
-    assert np.array_equal(inferred[0].numpy(), label[..., 0])
+    assert np.array_equal(inferred[0].numpy(), label[..., 0].T)  # rows and columns
 
 
 @pytest.mark.parametrize(

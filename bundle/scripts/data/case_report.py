@@ -13,12 +13,14 @@ from scipy import ndimage
 from ..errors import UserError
 from .formats import RawImage, channel_conflicts, read_raw
 from .geometry import affine_problem, displacement, grid_conflict, is_oblique
-from .label_names import listed
+from .label_names import listed, undeclared_hint
 
 __all__ = ["CaseReport", "Problem", "examine_case"]
 
 SAMPLES = 10_000
 SEED = 1234
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+MOST_VALUES = 10_000  # of a label map
 CHUNK = 2**20  # voxels that become float64 at a time
 
 
@@ -127,6 +129,8 @@ def _check_image(image: RawImage, report: CaseReport) -> None:
         report.errors.append(Problem(report.file, f"has {array.ndim - 1} spatial dimensions, 2 or 3 can be used"))
     if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(array)):
         report.errors.append(Problem(report.file, "holds NaN or infinite values"))
+    elif array.dtype.kind == "f" and any(np.abs(part).max() > LARGEST_FLOAT for part in _parts(array)):
+        report.errors.append(Problem(report.file, f"holds values beyond {LARGEST_FLOAT:.3g}, float32's largest"))
     else:
         constant = [i for i, channel in enumerate(array) if channel.size == 0 or channel.min() == channel.max()]
         if len(constant) == len(array):
@@ -146,11 +150,14 @@ def _check_label(
         return
     declared = {0, *labels.values()} | ({ignore_label} - {None})
     counts = _count_values(label.array)
+    if len(counts) > MOST_VALUES:
+        report.errors.append(Problem(path, f"holds over {MOST_VALUES:,} different values: it is no label map"))
+        return
     undeclared = sorted(value for value in counts if value not in declared)
     if undeclared:
         number = sum(counts[value] for value in undeclared)
         message = f"holds the label value(s) {listed(undeclared)} in {number} voxel(s); declared are {sorted(declared)}"
-        report.errors.append(Problem(path, message))
+        report.errors.append(Problem(path, message + undeclared_hint(undeclared, path)))
         return
     report.values = {int(value): count for value, count in counts.items()}
     if not report.values.keys() & set(labels.values()):
@@ -206,11 +213,14 @@ def _statistics(channel: np.ndarray) -> dict[str, float]:
 
 
 def _count_values(label: np.ndarray) -> dict[float, int]:
+    """Value -> number of voxels; not all of them where there are more than MOST_VALUES."""
     counts: dict[float, int] = {}
     for part in _parts(label):
         values, numbers = np.unique(part, return_counts=True, equal_nan=True)
         for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
             counts[value] = counts.get(value, 0) + number
+        if len(counts) > MOST_VALUES:  # an image, whose values would fill the memory
+            break
     return counts
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..command_line import or_none
 from ..errors import UserError
+from .foreign_names import composed
 from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
 __all__ = ["k_fold", "load_cases", "read_splits"]
@@ -80,10 +81,10 @@ def read_splits(file: str | Path) -> list[dict[str, list[str]]]:
         UserError: the file is missing, broken or no such list.
     """
     try:
-        splits = json.loads(Path(file).read_text(encoding="utf-8"))
+        splits = json.loads(Path(file).read_bytes())
     except OSError as error:
         raise UserError(f"the split file {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(splits, list) or not splits or not all(_is_split(split) for split in splits):
         raise UserError(f'{file} must be a list of folds {{"train": [case names], "val": [case names]}}')
@@ -109,15 +110,16 @@ def _patient_folds(dataset: DatasetDescription, names: Sequence[str]) -> list[tu
 
 
 def _own_folds(file: Path, names: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-    splits = read_splits(file)
-    for fold, split in enumerate(splits):
-        unknown = sorted({*split["train"], *split["val"]} - set(names))
-        if unknown:
+    known = {composed(name): name for name in names}
+    folds = []
+    for fold, split in enumerate(read_splits(file)):
+        sides = [{composed(name) for name in split[side]} for side in ("train", "val")]
+        if unknown := sorted((sides[0] | sides[1]) - known.keys()):
             raise UserError(f"{file}, fold {fold}: the data set has no case {', '.join(unknown[:10])}")
-        both = sorted({*split["train"]} & {*split["val"]})
-        if both:
+        if both := sorted(sides[0] & sides[1]):
             raise UserError(f"{file}, fold {fold}: {', '.join(both[:10])} in both train and val")
-    return [(split["train"], split["val"]) for split in splits]
+        folds.append(tuple([known[composed(name)] for name in split[side]] for side in ("train", "val")))
+    return folds
 
 
 def _is_split(split: Any) -> bool:

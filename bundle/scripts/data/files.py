@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
-import uuid
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, note_file
+from .leftovers import temporary_beside
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -16,6 +18,10 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "TIFF_SUFFIXES",
     "case_name",
+    "check_case_name",
+    "file_of_case",
+    "flush_file",
+    "flush_folder",
     "folders_with_images",
     "image_suffix",
     "list_images",
@@ -29,6 +35,8 @@ ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES + TIFF_SUFFIXES + PICTURE_SUFFIXES
+
+LONGEST_NAME = 220  # bytes: file systems take 255, and endings and digests are added
 
 # Label maps need a format without loss, and one file (.nhdr and .mhd name a second one that holds the voxels).
 _PREDICTION_SUFFIXES = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}
@@ -51,6 +59,42 @@ def case_name(path: str | Path) -> str:
     """File name without its ending: /a/case_1.nii.gz -> case_1."""
     name = Path(path).name
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+
+
+def check_case_name(name: str, source: str | Path = "") -> None:
+    """Refuse a case's name that is no plain file name: files named after it would lie elsewhere, hidden or nowhere.
+
+    Args:
+        source: the file that gives the name, for the message.
+
+    Raises:
+        UserError: says what is wrong with the name.
+    """
+    if problem := _name_problem(name):
+        where = f"{source}: " if source else ""
+        raise UserError(f"{where}the case name {name[:100]!r} {problem}; files are named after it, so rename the case")
+
+
+def file_of_case(folder: str | Path, name: str, ending: str = "") -> Path:
+    """folder/NAME + ending, for a name that someone else chose: a data set, or another program.
+
+    Raises:
+        UserError: see check_case_name.
+    """
+    check_case_name(name)
+    return Path(folder) / f"{name}{ending}"
+
+
+def _name_problem(name: str) -> str | None:
+    if name.strip() and (Path(name).name != name or "\0" in name):  # by this system's rules: also a drive of Windows
+        return "leads to another folder"
+    if not name.strip() or name.startswith("."):
+        return "is empty or begins with a dot"
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return "cannot be a file's on this system"
+    return f"is longer than {LONGEST_NAME} bytes" if length > LONGEST_NAME else None
 
 
 def split_channel(path: str | Path) -> tuple[str, int | None]:
@@ -84,25 +128,66 @@ def list_images(path: str | Path) -> list[Path]:
 def folders_with_images(path: str | Path) -> list[str]:
     """Names of the folders in a folder that hold images themselves, sorted; none of a file."""
     folders = sorted(folder for folder in Path(path).glob("[!.]*") if folder.is_dir())
-    return [folder.name for folder in folders if any(map(_is_image, folder.iterdir()))]
+    return [folder.name for folder in folders if _holds_images(folder)]
 
 
 class replacing:
-    """Write to a temporary file beside ``path`` and rename it at the end: no half-written file is ever seen."""
+    """Write to a temporary file beside ``path`` and rename it at the end: no half-written file is ever seen, and after
+    a power loss ``path`` is as it was before or whole.
+
+    A link at ``path`` is replaced, and what it leads to stays as it was.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # The ending stays last: writers choose the format by it. Containers that share a disk may share process ids.
-        self.temporary = self.path.with_name(f".{uuid.uuid4().hex[:12]}.part.{self.path.name}")
+        self.temporary = temporary_beside(self.path)
 
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
+    def __exit__(self, kind: type | None, error: BaseException | None = None, *_: object) -> None:
+        note_file(error, self.path)
+        try:
+            if kind is None:
+                flush_file(self.temporary)
+                os.replace(self.temporary, self.path)
+                flush_folder(self.path.parent)
+        except OSError as failed:
+            note_file(failed, self.path)
+            raise
+        finally:
             self.temporary.unlink(missing_ok=True)
+
+
+def flush_file(path: Path) -> None:
+    """Wait until what was written to a file is on the disk.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system that cannot
+                raise
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(map(_is_image, folder.iterdir()))
+    except OSError:  # nobody may look into it, and nobody asked to
+        return False
 
 
 def _is_image(file: Path) -> bool:

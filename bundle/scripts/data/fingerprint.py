@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .case_report import CaseReport
-from .formats import drop_slice_axis
+from .formats import planar_axes
 from .geometry import orientation, spacing_of, to_ras
 from .integrity import DatasetReport
 
@@ -18,7 +18,7 @@ __all__ = ["fingerprint"]
 def fingerprint(report: DatasetReport) -> dict[str, Any]:
     """Facts of a data set whose check found no errors; cases with errors are left out.
 
-    Axes of volumes stand in RAS order (after turning to the closest RAS grid), of pictures as (rows, columns).
+    Axes of volumes stand in RAS order (after turning to the closest RAS grid), of 2D images as (rows, columns).
     Lengths are in mm, volumes in ml, sizes in voxels.
 
     Returns:
@@ -56,9 +56,8 @@ def _case_facts(case: CaseReport, labels: dict[str, int], dims: int) -> dict[str
         affine = np.eye(4) if case.affine is None else case.affine
         codes = orientation(affine)
         shape, cropped, spacing = (to_ras(affine, values) for values in (shape, cropped, spacing or [1.0] * 3))
-    elif (axis := drop_slice_axis(shape)) is not None:
-        for values in (shape, cropped, spacing or [0, 0, 0]):
-            del values[axis]
+    elif (axes := planar_axes(shape, case.file)) is not None:
+        shape, cropped, spacing = (values and [values[axis] for axis in axes] for values in (shape, cropped, spacing))
     return {
         "name": case.name,
         "shape": shape,

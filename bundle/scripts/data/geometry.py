@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 __all__ = [
+    "LARGEST_STEP",
     "affine_problem",
     "displacement",
     "grid_conflict",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 SPACING_TOLERANCE = 0.01  # relative: headers round differently
+LARGEST_STEP = 100  # from one voxel size to another; more is a wrong header, or metres for millimetres
 OBLIQUE_COSINE = 0.9998  # about 1 degree
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .nnunet_plans import NnUnetPlan
 from .plan import Plan, Row, Wishes, times
-from .spacing import target_spacing
+from .spacing import rounded, target_spacing
 
 __all__ = ["choose_dimensions", "choose_normalization", "choose_slice_axis", "choose_spacing", "describe_orientation"]
 
@@ -41,6 +41,8 @@ def _flat_axis(fingerprint: Mapping[str, Any]) -> int | None:
 
 def choose_slice_axis(plan: Plan, fingerprint: Mapping[str, Any], imported: NnUnetPlan | None) -> None:
     plan.overlay["slice_axis"] = None
+    if fingerprint["image_dims"] == 2:  # plans without it are of a time when some formats came as (columns, rows)
+        plan.overlay["rows_first"] = True
     if plan.overlay["spatial_dims"] == 3 or fingerprint["image_dims"] == 2:
         return
     flat = _flat_axis(fingerprint)
@@ -72,7 +74,7 @@ def choose_spacing(plan: Plan, fingerprint: Mapping[str, Any], cropped: bool, im
         plan.set("spacing", None, missing)
         return
     if imported is not None and imported.spacing is not None:
-        spacing, reason = [round(mm, 5) for mm in imported.spacing], "from the nnU-Net plan"
+        spacing, reason = rounded(imported.spacing), "from the nnU-Net plan"
     else:
         shapes = [case["cropped_shape" if cropped else "shape"] for case in cases]
         spacing, thick = target_spacing([case["spacing"] for case in cases], shapes)
@@ -112,6 +114,11 @@ def _scheme(fingerprint: Mapping[str, Any], index: int, cropped: bool) -> tuple[
         stats = fingerprint["intensity"][index]
         keys = {"lower": "p00_5", "upper": "p99_5", "mean": "mean", "std": "std"}
         numbers = {ours: round(float(stats[theirs]), 4) for ours, theirs in keys.items()}
+        if numbers["lower"] >= numbers["upper"] or numbers["std"] <= 0:
+            return (
+                "zscore",
+                "image by image: the foreground has one intensity, to which a CT cannot be clipped",
+            )
         return {"ct": numbers}, "the channel is called CT: clipped and scaled by the foreground of all cases"
     if name in ("nonorm", "none"):
         return "none", f"the channel is called {fingerprint['channels'][index]}"

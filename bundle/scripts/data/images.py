@@ -11,11 +11,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ..command_line import as_flag
 from ..errors import UserError
 from .files import replacing
-from .formats import RawImage, channel_conflicts, planar, read_raw
+from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
 from .geometry import affine_problem, grid_conflict
-from .label_names import listed
+from .label_names import listed, undeclared_hint
 from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
@@ -27,11 +28,14 @@ __all__ = [
 ]
 
 
+LARGEST_LABEL = 2**24  # that float32 holds exactly, as all below it
+
+
 class LoadCased(MapTransform):
     """Load a case's image and label channel-first and check them, so that nothing later fails obscurely.
 
-    Pictures are read as (channels, height, width), volumes in the voxel order of their file. A label lies on
-    its image's grid: it takes over the image's affine, which may differ by a rounding of the header.
+    2D images of every format are read as (channels, rows, columns), volumes in the voxel order of their file. A label
+    lies on its image's grid: it takes over the image's affine, which may differ by a rounding of the header.
 
     Args:
         keys: "image" (a path, or one path per channel) and, where there is one, "label".
@@ -39,11 +43,13 @@ class LoadCased(MapTransform):
         in_channels: channels the image must have.
         labels: name -> value of every foreground label; 0 is the background.
         ignore_label: value of voxels that nobody labelled, or None.
+        rows_first: whether the task was planned since 2D NIfTI, NRRD and MetaImage files are read as (rows, columns);
+            before, they came as (columns, rows).
 
     Raises:
-        UserError: a file is missing, broken, or of another size, dimension or number of channels than it
-            should be; channels or label lie on another grid; the image holds NaN or nothing but constant
-            channels; the label has undeclared values.
+        UserError: the task was planned before, and this is such a file; a file is missing, broken, or of another size,
+            dimension or number of channels than it should be; channels or label lie on another grid; the image holds
+            NaN or nothing but constant channels; the label has undeclared values.
     """
 
     def __init__(
@@ -53,8 +59,10 @@ class LoadCased(MapTransform):
         in_channels: int,
         labels: Mapping[str, int],
         ignore_label: int | None = None,
+        rows_first: bool | str = True,
     ) -> None:
         super().__init__(keys)
+        self.rows_first = as_flag(rows_first, "rows_first")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.values = {0, *labels.values()} | ({ignore_label} - {None})
@@ -62,6 +70,7 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.keys:
+            self._check_plan(first_file(data[key]))
             case[key] = load_image(case[key], self.spatial_dims, label=key == "label", grey=self.in_channels == 1)
             check = self._check_label if key == "label" else self._check_image
             check(case[key], first_file(data[key]))
@@ -69,6 +78,14 @@ class LoadCased(MapTransform):
             _check_grids(case["image"], case["label"], first_file(data["image"]), data["label"])
             case["label"].affine = case["image"].affine
         return case
+
+    def _check_plan(self, path: str) -> None:
+        if self.spatial_dims == 2 and not self.rows_first and columns_first(path):
+            raise UserError(
+                "this task was planned (without rows_first) when 2D NIfTI, NRRD and MetaImage files came with rows and "
+                "columns exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, "
+                "JPEG, BMP or TIFF, add --rows_first true"
+            )
 
     def _check_image(self, image: torch.Tensor, path: str) -> None:
         if image.shape[0] != self.in_channels:
@@ -78,12 +95,15 @@ class LoadCased(MapTransform):
         if all(channel.min() == channel.max() for channel in image):
             raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
 
-    def _check_label(self, label: torch.Tensor, path: str) -> None:
+    def _check_label(self, label: MetaTensor, path: str) -> None:
         if label.shape[0] != 1:
             raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
-        undeclared = sorted(set(torch.unique(label).tolist()) - self.values)
+        found = torch.unique(label.as_tensor())
+        unknown = found[~torch.isin(found, torch.tensor(sorted(self.values), dtype=found.dtype))]
+        undeclared = unknown[:11].tolist()  # an image in place of a label has millions; ten of them are shown
         if undeclared:
-            raise UserError(f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}")
+            what = f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}"
+            raise UserError(what + undeclared_hint(undeclared, path))
 
 
 def first_file(image: str | Path | Sequence[str | Path]) -> str:
@@ -116,6 +136,8 @@ def load_image(
     images = [read_raw(file, label, grey) for file in paths]
     if conflicts := channel_conflicts(paths, images):
         raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
+    if label:
+        _check_exact(images[0].array, paths[0])
     arrays = [image.array.astype(np.float32) for image in images]
     raw = RawImage(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), images[0].affine)
     return _to_tensor(raw, spatial_dims, str(paths[0]))
@@ -149,10 +171,17 @@ def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) 
             write_like(temporary, probabilities, like, channels=True)
 
 
+def _check_exact(label: np.ndarray, path: str | Path) -> None:
+    if label.dtype.kind in "iu" and label.dtype.itemsize > 2 and label.max(initial=0) > LARGEST_LABEL:
+        raise UserError(
+            f"{path} holds the label value {label.max()}: up to {LARGEST_LABEL} can be told apart, renumber it"
+        )
+
+
 def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:
     array, affine = raw.array, raw.affine
     if spatial_dims == 2:
-        array, affine = planar(array, affine, array.ndim - 1)
+        array, affine = planar(array, affine, array.ndim - 1, path)
     if array.ndim - 1 != spatial_dims:
         raise UserError(f"{path} has {array.ndim - 1} spatial dimensions, the network takes {spatial_dims}")
     if affine is not None and (problem := affine_problem(affine)):

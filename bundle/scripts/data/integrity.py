@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,15 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from ..workers import default_workers
+from ..workers import default_workers, end_with_starter
 from .case_report import CaseReport, Problem, examine_case
 from .files import image_suffix
 from .formats import drop_slice_axis
+from .geometry import LARGEST_STEP, spacing_of, to_ras
 from .layouts import DatasetDescription, case_files, read_dataset
 
 __all__ = ["CaseReport", "DatasetReport", "Problem", "check_dataset", "examine_case", "problem_lines"]
+
+SMALLEST_MM, LARGEST_MM = 1e-3, 100  # of voxels whose size in mm can be believed
+MOST_NAMES = 20  # of files with one problem, in a line
+VOXELS = re.compile(r" in \d+ voxel\(s\)")  # by which alone files with one problem may differ
 
 
 @dataclass
@@ -73,13 +81,16 @@ def check_dataset(dataset_dir: str | Path, workers: int | None = None, progress:
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
     """One line a problem; files with the same problem share one, so that nothing drowns."""
-    files: dict[str, list[str]] = defaultdict(list)
+    alike: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
-        files[problem.message].append(problem.file)
-    return [
-        f"{names[0]} {message}" if len(names) == 1 else f"{len(names)} files: {message}: {', '.join(names)}"
-        for message, names in files.items()
-    ]
+        alike[VOXELS.sub("", problem.message)].append(problem)
+    return [str(found[0]) if len(found) == 1 else _one_line(message, found) for message, found in alike.items()]
+
+
+def _one_line(message: str, problems: Sequence[Problem]) -> str:
+    names = ", ".join(problem.file for problem in problems[:MOST_NAMES])
+    more = f", … and {len(problems) - MOST_NAMES} more" if len(problems) > MOST_NAMES else ""
+    return f"{len(problems)} files: {message}: {names}{more}"
 
 
 # --- in parallel
@@ -104,7 +115,7 @@ def _run_pool(
 ) -> Iterator[tuple[int, Any]]:
     """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost."""
     running: dict[Future, int] = {}
-    with ProcessPoolExecutor(workers, mp_context=_context()) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_context(), initializer=end_with_starter) as pool:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 index = waiting.pop()
@@ -142,10 +153,11 @@ def _judge(description: DatasetDescription, cases: list[CaseReport]) -> DatasetR
     warnings = [problem for case in cases for problem in case.warnings]
     read = [case for case in cases if case.shape]
     image_dims = _image_dims(read)
-    errors += _wrong_dimensions(read, image_dims)
+    errors += _wrong_dimensions(read, image_dims) + _wrong_spacings(read, image_dims)
     names, channel_errors = _channels(description, read)
     errors += channel_errors + _declaration_errors(description, cases)
-    warnings += _unseen_labels(description, cases) + _duplicates(read) + _unused_files(description)
+    warnings += _strange_spacing(description, read) + _unseen_labels(description, cases) + _duplicates(read)
+    warnings += _shared_labels(description) + _unused_files(description)
     return DatasetReport(description, cases, errors, warnings, image_dims, names)
 
 
@@ -166,6 +178,40 @@ def _wrong_dimensions(cases: Sequence[CaseReport], image_dims: int) -> list[Prob
         for case in cases
         if not (_is_flat(case) if image_dims == 2 else len(case.shape) == 3)
     ]
+
+
+def _wrong_spacings(cases: Sequence[CaseReport], image_dims: int) -> list[Problem]:
+    """Cases whose voxels are so much larger or smaller than the others' that resampling would refuse them."""
+    sizes = {case.file: _spacing(case, image_dims) for case in cases if case.affine is not None}
+    alike = {file: size for file, size in sizes.items() if len(size) == image_dims}
+    if not alike:
+        return []
+    usual = np.median(list(alike.values()), axis=0)
+    return [
+        Problem(file, f"has voxels of {_times(size)} mm, most have {_times(usual)} mm: mend its header")
+        for file, size in alike.items()
+        if max(np.max(size / usual), np.max(usual / size)) > LARGEST_STEP
+    ]
+
+
+def _strange_spacing(description: DatasetDescription, cases: Sequence[CaseReport]) -> list[Problem]:
+    sizes = [spacing_of(case.affine, len(case.shape)) for case in cases if case.affine is not None]
+    usual = float(np.median(np.concatenate(sizes))) if sizes else 1.0
+    if SMALLEST_MM <= usual <= LARGEST_MM:
+        return []
+    return [Problem(str(description.file), f"belongs to images with voxels of {usual:.3g} mm: are these millimetres?")]
+
+
+def _spacing(case: CaseReport, image_dims: int) -> np.ndarray:
+    """Voxel size in mm along the axes of an image, in RAS order where it is a volume."""
+    sizes, axis = spacing_of(case.affine, len(case.shape)), drop_slice_axis(case.shape)
+    if len(sizes) == 3 and image_dims == 3:
+        return np.array(to_ras(case.affine, sizes))
+    return np.array(sizes) if axis is None else np.delete(sizes, axis)
+
+
+def _times(values: np.ndarray) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _channels(description: DatasetDescription, cases: Sequence[CaseReport]) -> tuple[list[str], list[Problem]]:
@@ -212,15 +258,26 @@ def _duplicates(cases: Sequence[CaseReport]) -> list[Problem]:
     return problems
 
 
+def _shared_labels(description: DatasetDescription) -> list[Problem]:
+    cases = defaultdict(list)
+    for case in description.cases:
+        cases[case["label"]].append(case["name"])
+    return [
+        Problem(label, f"is the label of {len(names)} cases: {', '.join(names[:MOST_NAMES])}")
+        for label, names in cases.items()
+        if len(names) > 1
+    ]
+
+
 def _unused_files(description: DatasetDescription) -> list[Problem]:
     """Images beside those of the cases that no case uses, and a number of cases that is not the declared one."""
-    used = {Path(path).resolve() for case in description.cases for path in case_files(case)}
+    used = {os.path.realpath(path) for case in description.cases for path in case_files(case)}
     problems = [
         Problem(str(file), "belongs to no case")
-        for folder in sorted({path.parent for path in used})
+        for folder in sorted({Path(path).parent for path in used})
         if folder.is_dir()
         for file in sorted(folder.iterdir())
-        if image_suffix(file) and not file.name.startswith(".") and file.resolve() not in used
+        if image_suffix(file) and not file.name.startswith(".") and os.path.realpath(file) not in used
     ]
     if description.declared_cases not in (None, len(description.cases)):
         counts = f"says numTraining {description.declared_cases}, but there are {len(description.cases)} cases"

@@ -11,14 +11,30 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["listed", "read_labels"]
+__all__ = ["LARGEST_VALUE", "listed", "read_labels", "undeclared_hint"]
 
 IGNORE = "ignore"
+LARGEST_VALUE = 2**16 - 1  # tables from values to classes have one entry a value
+MOST_LABELS = 1000  # each is an output channel of the network
 
 
 def listed(values: Sequence[float]) -> str:
     """The first ten label values of a list for a message, 0.99999994 told from 1."""
     return ", ".join(f"{value:.9g}" for value in values[:10]) + (", …" if len(values) > 10 else "")
+
+
+def undeclared_hint(values: Sequence[float], path: str | Path) -> str:
+    """What to do about a label map's values that no label has, where the values tell; else nothing.
+
+    Args:
+        values: the undeclared ones.
+        path: of the label map.
+    """
+    if Path(path).suffix.lower() in (".jpg", ".jpeg"):
+        return "; JPEG alters the values: store label maps as PNG"
+    if list(values) == [255]:
+        return '; masks often have 255 for "yes": write 1 into the files, or give the label 255 in dataset.json'
+    return ""
 
 
 def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, dict[str, list[str]]]:
@@ -41,7 +57,9 @@ def read_labels(content: Any, file: Path) -> tuple[dict[str, int], int | None, d
     named = {str(name): _values(name, values, file) for name, values in entries}
     if len(named) < len(entries):
         raise UserError(f'{file}: "labels" gives one name to two values: {content}')
-    ignore = named.pop(IGNORE, [None])[0]
+    ignore, *others = named.pop(IGNORE, [None])
+    if others or ignore == 0:
+        raise UserError(f'{file}: "{IGNORE}" must have one value above 0, not {[ignore, *others]}')
     named = {name: values for name, values in named.items() if values != [0]}
     for name, values in named.items():
         _check_name(name, file)
@@ -67,6 +85,11 @@ def _single_values(named: Mapping[str, list[int]], file: Path) -> dict[str, int]
         if f"label_{value}" in named:
             raise UserError(f'{file}: "labels" needs a name for the value {value}; label_{value} is taken')
         of_value[value] = f"label_{value}"
+    if len(of_value) > MOST_LABELS:
+        raise UserError(
+            f'{file}: "labels" has {len(of_value)} labels, a network can learn {MOST_LABELS}: join them, or, where '
+            "they number objects of one kind, give these one value"
+        )
     return {of_value[value]: value for value in sorted(of_value)}
 
 
@@ -74,13 +97,20 @@ def _values(name: str, values: Any, file: Path) -> list[int]:
     listed = [_as_value(value) for value in (values if isinstance(values, list) else [values])]
     if not listed or None in listed:
         raise UserError(f'{file}: the label "{name}" must have an integer from 0 on, or a list of them, not {values!r}')
+    if max(listed) > LARGEST_VALUE:
+        raise UserError(
+            f'{file}: the label "{name}" has the value {max(listed)}, the largest that can be used is {LARGEST_VALUE}: '
+            "number the labels anew, in the files too"
+        )
     return sorted(set(listed))
 
 
 def _as_value(value: Any) -> int | None:
     """A label's value, written as a number or as digits."""
     if isinstance(value, str):
-        return int(value) if value.isdecimal() else None
+        return int(value) if value.isdecimal() and len(value) < 20 else None
+    if isinstance(value, float) and value.is_integer():  # 1.0, as some programs write 1
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ..errors import UserError
-from .files import case_name, image_suffix, split_channel
+from .files import case_name, check_case_name, image_suffix, split_channel
+from .foreign_names import composed, find_file
 from .label_names import read_labels
 
 __all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "read_dataset"]
@@ -82,7 +85,7 @@ def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
     cases = _msd_cases(folder, content) if layout == "msd" else _nnunet_cases(folder, content)
     labels, ignore_label, regions = read_labels(content.get("labels", {}), file)
     return DatasetDescription(
-        name=str(content.get("name") or folder.resolve().name),
+        name=_name(content) or Path(os.path.realpath(folder)).name,
         folder=folder,
         layout=layout,
         cases=cases,
@@ -92,8 +95,20 @@ def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
         regions=regions,
         file_ending=image_suffix(_first_image(cases[0])) or "",
         patients=_patients(content, cases, file),
-        declared_cases=content["numTraining"] if isinstance(content.get("numTraining"), int) else None,
+        declared_cases=_declared_cases(content),
     )
+
+
+def _name(content: Mapping[str, Any]) -> str:
+    return str(content["name"]) if isinstance(content.get("name"), (str, int)) else ""
+
+
+def _declared_cases(content: Mapping[str, Any]) -> int | None:
+    """numTraining, which some programs write as a word; anything else tells nothing."""
+    declared = content.get("numTraining")
+    if isinstance(declared, str) and declared.isdecimal() and len(declared) < 10:
+        return int(declared)
+    return declared if isinstance(declared, int) and not isinstance(declared, bool) else None
 
 
 def _read_json(folder: Path, file: Path) -> dict[str, Any]:
@@ -104,9 +119,16 @@ def _read_json(folder: Path, file: Path) -> dict[str, Any]:
             f"{file} is missing: --dataset_dir must be a folder in the MSD layout or in nnU-Net's (dataset.json in it)"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(file.read_bytes())  # finds out itself about byte order marks and UTF-16
+        text = json.dumps(content, ensure_ascii=False)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
+    if re.search(r"[\ud800-\udfff]", text):
+        raise UserError(
+            f"{file} holds half a character (\\ud800 to \\udfff), which no file can be named after: mend it"
+        )
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold an object {{…}}, not a {type(content).__name__}")
     return content
@@ -122,13 +144,16 @@ def _looks_like_nnunet(folder: Path, content: Mapping[str, Any]) -> bool:
 
 def _msd_cases(folder: Path, content: Mapping[str, Any]) -> list[Case]:
     file, training = folder / "dataset.json", content.get("training")
-    if not isinstance(training, list) or not training or not all(_is_entry(entry) for entry in training):
+    if not isinstance(training, list) or not training:
         raise UserError(f'{file} needs a list "training" of {{"image": …, "label": …}}')
+    if wrong := [entry for entry in training if not _is_entry(entry)]:
+        shown = json.dumps(wrong[0], ensure_ascii=False)[:200]
+        raise UserError(f'{file}: "training" must list {{"image": …, "label": …}}; one of its entries is {shown}')
     cases = [_msd_case(folder, entry) for entry in training]
     counts = Counter(case["name"] for case in cases)
-    for case, entry in zip(cases, training, strict=True):
+    for case in cases:
         if counts[case["name"]] > 1:  # patient_1/image.nii.gz, patient_2/image.nii.gz: the folder tells them apart
-            case["name"] = "_".join([*Path(_first_image(entry)).parent.parts[-1:], case["name"]])
+            case["name"] = "_".join([*Path(_first_image(case)).parent.parts[-1:], case["name"]])
     return _sorted(cases, file)
 
 
@@ -142,36 +167,52 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _msd_case(folder: Path, entry: Mapping[str, Any]) -> Case:
-    image = entry["image"]
+    image, label = entry["image"], str(find_file(folder, entry["label"]))
     if isinstance(image, list):
-        files = [str(folder / path) for path in image]
-        return {"name": split_channel(image[0])[0], "image": files, "label": str(folder / entry["label"])}
-    name, files = case_name(image), str(folder / image)
-    if not Path(files).is_file():  # nnU-Net v1's layout names CASE.nii.gz and means CASE_0000.nii.gz, …
-        suffix = Path(image).name[len(name) :]
-        pattern = f"{glob.escape(name)}_[0-9][0-9][0-9][0-9]{suffix}"
-        found = sorted(map(str, (folder / image).parent.glob(pattern)))
-        files = found[0] if len(found) == 1 else found or files
-    return {"name": name, "image": files, "label": str(folder / entry["label"])}
+        files = [find_file(folder, path) for path in image]
+        return {"name": split_channel(files[0])[0], "image": [str(file) for file in files], "label": label}
+    file = find_file(folder, image)
+    name, found = case_name(file), [str(file)]
+    if not file.is_file():  # nnU-Net v1's layout names CASE.nii.gz and means CASE_0000.nii.gz, …
+        found = _channel_files(file) or found
+    return {"name": name, "image": found[0] if len(found) == 1 else found, "label": label}
+
+
+def _channel_files(file: Path) -> list[str]:
+    name, ending = case_name(file), file.name[len(case_name(file)) :]
+    pattern = re.compile(rf"{re.escape(composed(name))}_\d{{4}}{re.escape(ending)}")
+    beside = file.parent.iterdir() if file.parent.is_dir() else ()
+    return sorted(str(other) for other in beside if pattern.fullmatch(composed(other.name)))
 
 
 # --- nnU-Net
 
 
 def _nnunet_cases(folder: Path, content: Mapping[str, Any]) -> list[Case]:
-    file = folder / "dataset.json"
-    images, labels = _listed(folder, content, file) if "dataset" in content else _found(folder, content)
+    file, ending = folder / "dataset.json", content.get("file_ending")
+    if ending is not None and not isinstance(ending, str):
+        raise UserError(f'{file}: "file_ending" must be an ending such as ".nii.gz", not {ending!r}')
+    images, labels = _listed(folder, content, file) if "dataset" in content else _found(folder, ending)
     if not images and not labels:
-        raise UserError(f"{folder}/imagesTr holds no image named CASE_0000{content.get('file_ending', '.nii.gz')}")
+        raise UserError(
+            f"{folder}/imagesTr holds no image named CASE_0000{ending or '.nii.gz'}{_other_endings(folder)}"
+        )
     usual = _files_per_case(images, len(_channel_names(content, file)))
-    ending = content.get("file_ending") or image_suffix(next(iter(labels.values()))) or ".nii.gz"
+    ending = ending or image_suffix(next(iter(labels.values()))) or ".nii.gz"
+    images_of, labels_of = ({composed(name): name for name in names} for names in (images, labels))
     cases = []
-    for name in images.keys() | labels.keys():
+    for key in images_of.keys() | labels_of.keys():
+        name = images_of.get(key) or labels_of[key]  # as the image's file has it: predictions are named after that
         paths = [images.get(name, {}).get(i, folder / f"imagesTr/{name}_{i:04d}{ending}") for i in range(usual)]
-        label = labels.get(name, folder / f"labelsTr/{name}{ending}")
+        label = labels.get(labels_of.get(key, ""), folder / f"labelsTr/{name}{ending}")
         image = [str(path) for path in paths]
         cases.append({"name": name, "image": image if usual > 1 else image[0], "label": str(label)})
     return _sorted(cases, file)
+
+
+def _other_endings(folder: Path) -> str:
+    found = sorted({image_suffix(path) or "" for path in _image_files(folder / "imagesTr", None)})
+    return f' (but {", ".join(found)}: mend "file_ending" in dataset.json, or the names)' if found else ""
 
 
 def _files_per_case(images: Mapping[str, Mapping[int, Path]], declared: int) -> int:
@@ -180,9 +221,8 @@ def _files_per_case(images: Mapping[str, Mapping[int, Path]], declared: int) -> 
     return declared if declared and max(counts) > 1 else counts.most_common(1)[0][0]
 
 
-def _found(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, dict[int, Path]], dict[str, Path]]:
+def _found(folder: Path, ending: str | None) -> tuple[dict[str, dict[int, Path]], dict[str, Path]]:
     """Images (case -> channel -> file) and labels (case -> file) in imagesTr and labelsTr."""
-    ending = content.get("file_ending")
     images: dict[str, dict[int, Path]] = {}
     for path in _image_files(folder / "imagesTr", ending):
         name, channel = split_channel(path)
@@ -203,10 +243,11 @@ def _listed(folder: Path, content: Mapping[str, Any], file: Path) -> tuple[dict[
     images, labels = {}, {}
     entries = content["dataset"]
     for name, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
-        if not (isinstance(entry, dict) and isinstance(entry.get("images"), list) and entry.get("label")):
+        if not (isinstance(entry, dict) and _is_entry({"image": entry.get("images"), "label": entry.get("label")})):
             raise UserError(f'{file}: "dataset" must hold {{case: {{"images": […], "label": …}}}}; "{name}" does not')
-        images[name] = {i: folder / path for i, path in enumerate(entry["images"])}
-        labels[name] = folder / entry["label"]
+        paths = [entry["images"]] if isinstance(entry["images"], str) else entry["images"]
+        images[name] = {i: find_file(folder, path) for i, path in enumerate(paths)}
+        labels[name] = find_file(folder, entry["label"])
     return images, labels
 
 
@@ -214,6 +255,8 @@ def _listed(folder: Path, content: Mapping[str, Any], file: Path) -> tuple[dict[
 
 
 def _sorted(cases: list[Case], file: Path) -> list[Case]:
+    for case in cases:
+        check_case_name(case["name"], file)
     twice = sorted(name for name, count in Counter(case["name"] for case in cases).items() if count > 1)
     if twice:
         raise UserError(f"{file} lists these cases more than once: {', '.join(twice[:10])}")
@@ -228,11 +271,11 @@ def _channel_names(content: Mapping[str, Any], file: Path) -> list[str]:
     key = "channel_names" if "channel_names" in content else "modality"
     names = content.get(key) or {}
     if isinstance(names, dict):
-        if not all(str(number).isdigit() for number in names):
+        if not all(number.isdecimal() for number in names):
             raise UserError(f'{file}: the keys of "{key}" must be numbers from 0, not {list(names)}')
         names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list):
-        raise UserError(f'{file}: "{key}" must be {{"0": name, …}}, not {names!r}')
+    if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
+        raise UserError(f'{file}: "{key}" must be {{"0": name, …}}, not {content[key]!r}')
     if len(names) == 1 and str(names[0]).lower() == "rgb":  # one name for three channels, as people write it
         return ["R", "G", "B"]
     return [str(name) for name in names]
@@ -242,13 +285,17 @@ def _patients(content: Mapping[str, Any], cases: list[Case], file: Path) -> dict
     patients = content.get("patients") or {}
     if not isinstance(patients, dict):
         raise UserError(f'{file}: "patients" must be {{case: patient}}, not {patients!r}')
-    unknown = sorted(patients.keys() - {case["name"] for case in cases})
-    if unknown:
+    names = {composed(case["name"]): case["name"] for case in cases}
+    patients = {composed(name): patient for name, patient in patients.items()}
+    if unknown := sorted(patients.keys() - names.keys()):
         raise UserError(f'{file}: "patients" names cases that do not exist: {", ".join(unknown[:10])}')
     of_label = {
-        str(file.parent / entry["label"]): entry["patient"]
+        str(find_file(file.parent, entry["label"])): entry["patient"]
         for entry in content.get("training") or []
         if "patient" in entry
     }
     of_entries = {case["name"]: of_label[case["label"]] for case in cases if case["label"] in of_label}
-    return {name: str(patient) for name, patient in (of_entries | patients).items()}
+    found = of_entries | {names[name]: patient for name, patient in patients.items()}
+    if wrong := [patient for patient in found.values() if not isinstance(patient, (str, int, float, NoneType))]:
+        raise UserError(f"{file}: a patient must be a name or a number, not {wrong[0]!r}")
+    return {name: str(patient) for name, patient in found.items() if patient not in (None, "")}

@@ -53,10 +53,12 @@ def read_nnunet_plan(path: Path, image_dims: int, spatial_dims: int, orientation
     """
     plans = _read(path)
     name = "3d_fullres" if spatial_dims == 3 else "2d"
-    configuration = _configuration(plans, name, path)
     try:
+        configuration = _configuration(plans, name, path)
         return _translate(plans, configuration, name, image_dims, orientation)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path}: the configuration {name} is not one of an nnU-Net v2 plan ({type(error).__name__}: {error})"
         ) from error
@@ -79,21 +81,23 @@ def _read(path: Path) -> dict[str, Any]:
         plans = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"the nnU-Net plan {path} does not exist: give its plans.json with --from_nnunet") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
         raise UserError(f'{path} is no nnU-Net v2 plan: it has no "configurations"')
     return plans
 
 
-def _configuration(plans: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """A configuration with what it inherits."""
+def _configuration(plans: Mapping[str, Any], name: str, path: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A configuration with what it inherits; ``heirs`` are those that inherit from it."""
     configurations = plans["configurations"]
     if name not in configurations:
         hint = "try --dimensions 2" if name == "3d_fullres" and "2d" in configurations else "plan it with nnU-Net first"
         raise UserError(f"{path} has no configuration {name} (only {', '.join(configurations)}): {hint}")
+    if name in heirs:
+        raise UserError(f"{path}: the configurations {', '.join(heirs)} inherit from each other in a circle: mend it")
     parent = configurations[name].get("inherits_from")
-    inherited = _configuration(plans, parent, path) if parent else {}
+    inherited = _configuration(plans, parent, path, (*heirs, name)) if parent else {}
     return inherited | configurations[name]
 
 

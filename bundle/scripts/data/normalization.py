@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ class Normalized(MapTransform):
         schemes: one per channel (see ``normalizer``), or None: z-score every channel.
 
     Raises:
-        UserError: an unknown scheme, or not as many schemes as channels.
+        UserError: an unknown scheme, not as many schemes as channels, or an image with more than 8 bits for "rgb".
     """
 
     def __init__(self, keys: Sequence[Hashable], schemes: Sequence[Scheme] | None = None) -> None:
         super().__init__(keys)
+        if schemes is not None and not isinstance(schemes, (list, tuple)):
+            raise UserError(f'normalization must be a list, a scheme a channel, such as ["zscore"], not {schemes!r}')
         self.functions = None if schemes is None else [normalizer(scheme) for scheme in schemes]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -60,10 +63,17 @@ def normalizer(scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
         return named[scheme]
     numbers = scheme.get("ct") if isinstance(scheme, Mapping) else None
     if isinstance(numbers, Mapping) and {"lower", "upper", "mean", "std"} <= numbers.keys():
-        return partial(ct, **{name: float(numbers[name]) for name in ("lower", "upper", "mean", "std")})
+        values = {name: _number(numbers[name]) for name in ("lower", "upper", "mean", "std")}
+        if not (all(map(isfinite, values.values())) and values["lower"] < values["upper"] and values["std"] > 0):
+            raise UserError(f"normalization: ct needs numbers, lower below upper and std above 0, not {dict(numbers)}")
+        return partial(ct, **values)
     raise UserError(
         f'normalization: {scheme!r} is none of {", ".join(named)} and {{"ct": {{"lower", "upper", "mean", "std"}}}}'
     )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else nan
 
 
 def zscore(channel: torch.Tensor) -> torch.Tensor:
@@ -80,6 +90,11 @@ def zscore_nonzero(channel: torch.Tensor) -> torch.Tensor:
 
 
 def rgb(channel: torch.Tensor) -> torch.Tensor:
+    if channel.max() > 255:  # as a camera's 16 bits a channel; nnU-Net refuses them too
+        raise UserError(
+            f'normalization "rgb" divides by 255, but an image holds {channel.max():g}: plan the data set again '
+            "(python -m scripts.planning)"
+        )
     return channel / 255
 
 

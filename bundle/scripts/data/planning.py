@@ -7,7 +7,6 @@ overlay that training, evaluation and inference read comes out.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .files import TIFF_SUFFIXES
 from .image_settings import (
     choose_dimensions,
     choose_normalization,
@@ -25,7 +25,9 @@ from .image_settings import (
 from .layouts import NUM_FOLDS
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
+from .patients import same_person
 from .plan import Plan, Row, Wishes, times
+from .sides import left_right_axis, one_sided_labels, sided_labels
 from .spacing import resampled_shapes
 
 __all__ = ["make_plan"]
@@ -33,11 +35,11 @@ __all__ = ["make_plan"]
 OVERLAP = 0.5
 CROP_KEEPS = 0.75  # a nonzero crop that keeps less is worth it
 VALIDATION_SHARE, MOST_EPOCHS_BETWEEN = 0.25, 10
+COLUMNS_OF_TIFF = 2  # axis of a stack
 GPU_LENGTH, CPU_LENGTH = (100, 250), (20, 50)  # epochs, iterations an epoch
-SIDE = re.compile(r"(?<![a-z])(left|right|lt|rt|l|r)(?![a-z])", re.IGNORECASE)
 # The overlay's keys, as a person would want to read them.
 KEYS = (
-    "name dataset_dir spatial_dims slice_axis in_channels labels ignore_label regions spacing normalization "
+    "name dataset_dir spatial_dims slice_axis rows_first in_channels labels ignore_label regions spacing normalization "
     "crop_nonzero patch_size strides batch_size mirror_axes overlap init_filters epochs iterations_per_epoch "
     "val_interval weights"
 ).split()
@@ -79,15 +81,15 @@ def make_plan(
     plan.set("crop_nonzero", cropped, f"{share}; worth it below {CROP_KEEPS:.0%}")
     shapes = resampled_shapes(fingerprint["per_case"], plan.overlay["spacing"], cropped)
     choose_network(plan, shapes, table, wishes, imported)
-    _mirroring(plan, dims)
+    _mirroring(plan, dims, COLUMNS_OF_TIFF if fingerprint.get("file_ending") in TIFF_SUFFIXES else 0)
     plan.set("overlap", OVERLAP, "of neighbouring windows in inference, nnU-Net's")
     _length(plan, wishes)
-    _validation(plan, shapes)
     _folds(plan, fingerprint, patients or {})
+    _validation(plan, shapes)
     plan.set(
         "weights", f"output/{name}/fold_{plan.fold}/model.pt", "what inference takes, until --checkpoint names others"
     )
-    plan.overlay = {key: plan.overlay[key] for key in KEYS}
+    plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
     return plan
 
 
@@ -115,14 +117,23 @@ def _imported(fingerprint: Mapping[str, Any], dims: int, wishes: Wishes) -> NnUn
     return imported
 
 
-def _mirroring(plan: Plan, dims: int) -> None:
-    sided = [label for label in plan.overlay["labels"] if SIDE.search(label.replace("_", " "))]
-    plan.set("mirror_axes", list(range(dims)), "all axes, in training and TTA; take out those that change the meaning")
-    if sided:
-        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+def _mirroring(plan: Plan, dims: int, volume_axis: int) -> None:
+    """All axes, but left-right where labels have sides: a mirrored left kidney is a right one."""
+    sided = sided_labels(plan.overlay["labels"], plan.overlay["regions"])
+    axis = left_right_axis(dims, plan.overlay["slice_axis"], volume_axis)
+    named = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+    reason = "all axes, in training and TTA; take out those that change the meaning"
+    if sided and axis is not None:
+        where = "the width" if plan.overlay["slice_axis"] is None and dims == 2 else "left-right"
+        reason = f"in training and TTA; not axis {axis}, {where}: labels of both sides ({named})"
+    elif sided:
         plan.warnings.append(
-            f"labels with a side ({shown}): if only left and right tell them apart, take that axis out of mirror_axes"
+            f"labels of both sides ({named}), but a network that sees one slice from left to right at a time cannot "
+            "tell them apart: leave --dimensions 2 out"
         )
+    elif (one_sided := one_sided_labels(plan.overlay["labels"])) and axis is not None:
+        reason = f"all axes, in training and TTA; take out {axis} if the other side of {one_sided[0]} looks alike"
+    plan.set("mirror_axes", [other for other in range(dims) if not sided or other != axis], reason)
 
 
 def _length(plan: Plan, wishes: Wishes) -> None:
@@ -135,21 +146,32 @@ def _length(plan: Plan, wishes: Wishes) -> None:
 
 def _validation(plan: Plan, shapes: np.ndarray) -> None:
     """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
-    third of its train step, and whole cases are predicted.
+    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
     """
     patch = np.asarray(plan.overlay["patch_size"])
     sizes = np.delete(shapes, plan.overlay["slice_axis"], axis=1) if plan.overlay["slice_axis"] is not None else shapes
     steps = np.ceil(np.maximum(sizes / patch - 1, 0) / (1 - OVERLAP)) + 1
     slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
-    windows = float(np.sum(steps.prod(axis=1) * slices)) / NUM_FOLDS
+    every = float(np.sum(steps.prod(axis=1) * slices))
+    held_out = every if plan.fold == "all" else every / NUM_FOLDS
+    interval, of_all = _interval(plan, held_out), _interval(plan, every)
+    with_all = f"; with --fold all {every:,.0f}: then --val_interval {of_all}" if of_all != interval else ""
+    plan.set("val_interval", interval, f"epochs; a validation predicts about {held_out:,.0f} patches{with_all}")
+
+
+def _interval(plan: Plan, windows: float) -> int:
     allowed = VALIDATION_SHARE * 3 * plan.overlay["iterations_per_epoch"] * plan.overlay["batch_size"]
-    needed = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN)
-    epochs = plan.overlay["epochs"]
-    interval = next(count for count in range(needed, epochs + 1) if epochs % count == 0)  # the last epoch counts
-    plan.set("val_interval", interval, f"epochs; a validation predicts about {windows:,.0f} patches")
+    needed, epochs = min(max(1, math.ceil(windows / allowed)), MOST_EPOCHS_BETWEEN), plan.overlay["epochs"]
+    return next(count for count in range(needed, epochs + 1) if epochs % count == 0)  # the last epoch counts
 
 
 def _folds(plan: Plan, fingerprint: Mapping[str, Any], patients: Mapping[str, str]) -> None:
+    alike = [] if patients else same_person([case["name"] for case in fingerprint["per_case"]])
+    if alike:
+        plan.warnings.append(
+            f"several images may be one patient's ({', '.join(alike)}, …): name patients in dataset.json "
+            '("patients": {"case": "patient"}), or folds hold out images of patients that they train on'
+        )
     groups = len({patients.get(case["name"], case["name"]) for case in fingerprint["per_case"]})
     who = "patients" if patients else "cases"
     if groups < NUM_FOLDS:

@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,17 +17,24 @@ from tqdm import tqdm
 
 from ..command_line import or_none
 from ..distributed import gather_objects, is_main_process, shard
-from ..errors import UserError, find_user_error
-from .formats import drop_slice_axis
+from ..errors import UserError, find_user_error, one_line_reason
+from .cache_check import NO_LIST, find_damage
+from .formats import planar_axes
 from .headers import read_header
+from .images import first_file
 from .prepared import PreparedDataset, source_files
-from .resampling import resampled_size
+from .resampling import resampled_size, resampling_problem
 
 __all__ = ["prepare_cases"]
 
 PATIENCE = timedelta(days=7)  # for the slowest of several processes
 HEADROOM = 1.05
-_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR")}
+MOST_LINES = 50  # of cases that cannot be used
+_DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EACCES", "EPERM", "EROFS", "ENOTDIR")
+    if hasattr(errno, name)
+}
 Job = tuple[PreparedDataset, int]
 logger = logging.getLogger("lightm_unet")
 
@@ -37,7 +45,8 @@ def prepare_cases(
     spacing: Sequence[float | None] | None = None,
     num_workers: int = 0,
 ) -> None:
-    """Prepare every case of a run that is not yet on disk; each is checked on the way (see LoadCased).
+    """Prepare every case of a run that is not yet on disk, or no longer as it was written; each is checked on the way
+    (see LoadCased).
 
     Args:
         training: the same in every process; they share the work.
@@ -50,16 +59,19 @@ def prepare_cases(
             cannot be used, with the reasons.
     """
     everything = [(training, i) for i in range(len(training))]
-    mine = shard(everything) + [(validation, i) for i in range(len(validation))]
-    missing = [job for job in _unique(mine) if not job[0].is_prepared(job[1])]
+    mine = _unique(shard(everything) + [(validation, i) for i in range(len(validation))])
+    found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
+    whole = set(_look_through(found, num_workers))
+    missing = [job for job in mine if job not in whole]
     _check_space(missing, training.cache_dir, or_none(spacing))
     problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
     if problems:
-        lines = "\n  ".join(dict.fromkeys(problems))
-        raise UserError(f"{len(set(problems))} case(s) cannot be used:\n  {lines}")
+        different = list(dict.fromkeys(problems))
+        lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
+        raise UserError("\n  ".join([f"{len(different)} case(s) cannot be used:", *lines]))
     for dataset in (training, validation):
         for index in range(len(dataset)):
-            dataset.prepare(index)  # finds where the case is, so that no loader has to
+            dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
 
 
 class _Jobs(torch.utils.data.Dataset):
@@ -76,11 +88,26 @@ class _Jobs(torch.utils.data.Dataset):
         try:
             dataset.prepare(case)
         except Exception as error:
-            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir)
+            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
             if cause is None:
                 raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
             return str(cause)
         return ""
+
+
+def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[Job]:
+    """The cases whose arrays are as they were written; what is wrong with the others is logged, one line a case."""
+    with ThreadPoolExecutor(max(1, int(num_workers))) as pool:  # digests leave Python's lock to the others
+        damages = pool.map(find_damage, [folder for _, folder in found])
+        bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
+        problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
+    older = sum(problem == NO_LIST for _, _, problem in problems)
+    if older:
+        logger.warning(f"{older} prepared case(s) {NO_LIST}, which tells whether they are whole, are prepared anew")
+    for _, folder, problem in problems:
+        if problem not in (None, NO_LIST):
+            logger.warning(f"the prepared case {folder} {problem}: it is prepared anew")
+    return [job for job, _, problem in problems if problem is None]
 
 
 def _prepare_all(jobs: Sequence[Job], num_workers: int) -> list[str]:
@@ -116,11 +143,14 @@ def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | No
     if any(header is None for header in headers):
         return 0  # preparing will say why
     shape, old, _ = headers[0]
-    thin = drop_slice_axis(shape)
-    if thin is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
-        shape, old = (values and [*values[:thin], *values[thin + 1 :]] for values in (shape, old))
-    size = resampled_size(shape, old, spacing) if spacing is not None and old is not None else shape
-    channels = sum(header[2] for header in headers)
+    axes = planar_axes(shape, first_file(files))
+    if axes is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
+        shape, old = (values and [values[axis] for axis in axes] for values in (shape, old))
+    channels, size = sum(header[2] for header in headers), shape
+    if spacing is not None and old is not None:
+        size = resampled_size(shape, old, spacing)
+        if resampling_problem(shape, old, size, [new or mm for new, mm in zip(spacing, old, strict=True)], channels):
+            return 0  # preparing will name the file
     return math.prod(size) * (2 * channels + 1)
 
 
@@ -133,9 +163,14 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
     """What the system says if the folder cannot be written or is full."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    if error is None or error.errno not in _DISK_ERRORS:
+    if error is None:
         return None
-    return UserError(f"cannot write to {cache_dir}: {error.strerror}; choose another place with --cache_dir")
+    reason = error.strerror if error.errno in _DISK_ERRORS else None
+    if error.errno is None and " requested and " in str(error):  # NumPy's words, which keep the system's to itself
+        reason = "not everything could be written, the disk is full or files may not grow so large"
+    if reason is None:
+        return None
+    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir")
 
 
 def _existing(folder: Path) -> Path:

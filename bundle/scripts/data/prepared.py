@@ -5,9 +5,12 @@
     cache_dir/SETTINGS/NAME-CONTENT/image.npy       (channels, *spatial), float16
                                    /label.npy       (1, *spatial), class indices, int8 or int16
                                    /foreground.npy  (1 + dims, voxels): class and position, foreground_locations
+                                   /arrays.json     size and digest of these
 
 SETTINGS and CONTENT are digests, so nothing is ever out of date. A case is written into a temporary folder that is
-renamed when it is complete: a killed process leaves no half-written case, and several may prepare at once.
+renamed when it is complete: a killed process leaves no half-written case, and several may prepare at once. What the
+arrays hold is compared with arrays.json once a run; a case that was damaged since, or that an older version wrote
+without that list, is prepared anew.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,13 @@ from monai.transforms import Transform
 
 from ..command_line import as_typed, or_none
 from .augmentation import Augmentation
-from .files import case_name, replacing
-from .formats import tiff_spacing_file
+from .cache_check import find_damage, list_arrays, renew, renewed_place
+from .files import case_name, check_case_name, flush_file, flush_folder, replacing
+from .formats import columns_first, shallow_before
+from .itk import voxel_files
+from .leftovers import temporary_beside
 from .loading import Sample
+from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
@@ -75,7 +82,7 @@ class PreparedDataset(Dataset):
         self.augment = augment
         self.preprocessing = preprocessing
         self.slice_axis = or_none(slice_axis)
-        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(settings)))}
+        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(_relevant(settings, data))))}
         self.cache_dir = Path(cache_dir)
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
@@ -97,29 +104,38 @@ class PreparedDataset(Dataset):
             case |= {key: np.moveaxis(case[key], 1, self.slice_axis + 1) for key in ("image", "label")}
         return case
 
-    def prepare(self, index: int) -> Path:
-        """Prepare one case unless it is there, and return its folder.
+    def prepare(self, index: int, trusted: bool = False) -> Path:
+        """Prepare one case unless it is there and whole, and return its folder.
+
+        Args:
+            index: of the case.
+            trusted: what is there was looked through in this run: do not read it again.
 
         Raises:
             UserError: the case cannot be used (see LoadCased), possibly as the cause of MONAI's own error.
         """
         folder = self.case_folder(index)
-        if not folder.is_dir():
+        is_there = folder.is_dir()
+        if not is_there or not (trusted or find_damage(folder) is None):
             case = self.preprocessing({key: self.data[index][key] for key in ("image", "label")})
             image, label = (np.asarray(torch.as_tensor(case[key])) for key in ("image", "label"))
             foreground = foreground_locations(label[0])
             if self.slice_axis is not None:
                 image, label = (np.moveaxis(array, self.slice_axis + 1, 1) for array in (image, label))
             arrays = {"image": _compact_image(image), "label": _compact_label(label), "foreground": foreground}
-            self._write(folder, arrays)
+            place = renewed_place(folder) if is_there else folder
+            self._write(place, arrays)
+            if is_there:
+                renew(folder, place)
         self.prepared[index] = folder
         return folder
 
-    def is_prepared(self, index: int) -> bool:
-        """Whether a case is known to be there, without reading its files."""
+    def find_prepared(self, index: int) -> Path | None:
+        """The folder of a case that is known to be there, without reading its files; None if it is not."""
         name, files = self._name_and_files(index)
         digest = self._known_digest(self._index_file(name, files), _stamps(files))
-        return digest is not None and (self.folder / f"{name}-{digest}").is_dir()
+        folder = self.folder / f"{name}-{digest}"
+        return folder if digest is not None and folder.is_dir() else None
 
     def case_folder(self, index: int) -> Path:
         """Where a case is, or will be, once it is prepared. Reads its files if they are new or have changed."""
@@ -130,34 +146,45 @@ class PreparedDataset(Dataset):
             digest = _digest_files(files)
             index_file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(index_file) as temporary:
-                temporary.write_text(json.dumps({"files": stamps, "digest": digest}))
+                temporary.write_text(json.dumps({"files": stamps, "digest": digest}), encoding="utf-8")
         return self.folder / f"{name}-{digest}"
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
         case = self.data[index]
-        return case.get("name") or case_name(_paths(case["image"])[0]), source_files(case)
+        name = case.get("name") or case_name(_paths(case["image"])[0])
+        check_case_name(name)
+        return name, source_files(case)
 
     def _index_file(self, name: str, files: Sequence[Path]) -> Path:
         return self.cache_dir / "files" / f"{name}-{_digest(json.dumps(list(map(str, files))).encode())}.json"
 
     def _known_digest(self, index_file: Path, stamps: Mapping[str, Sequence[int]]) -> str | None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(index_file.read_text())
-            return known["digest"] if known["files"] == stamps else None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(index_file.read_text(encoding="utf-8"))
+            if known["files"] == stamps and re.fullmatch(r"[0-9a-f]{16}", known["digest"]):
+                return known["digest"]
         return None
 
     def _write(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         settings = self.folder / "settings.json"
-        temporary = self.folder / f".{uuid.uuid4().hex}.part"
+        temporary = temporary_beside(folder, folder=True)
         temporary.mkdir(parents=True)
         try:
             if not settings.exists():
                 with replacing(settings) as file:
-                    file.write_text(json.dumps(self.settings, indent=2) + "\n")
+                    file.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             for key, array in arrays.items():
                 np.save(temporary / f"{key}.npy", array)
-            with contextlib.suppress(OSError):  # another process was faster
+            list_arrays(temporary)
+            for file in temporary.iterdir():
+                flush_file(file)
+            flush_folder(temporary)
+            try:
                 temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+            flush_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -192,6 +219,18 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
     return np.stack([np.concatenate(classes), *positions]).astype(np.int32)
 
 
+def _relevant(settings: Mapping[str, Any], data: Sequence[Case]) -> dict[str, Any]:
+    """With how files are read only where there are some to which this matters: others keep their digest."""
+    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
+    matters = settings.get("spatial_dims") == 2 and or_none(settings.get("slice_axis")) is None
+    relevant = {key: value for key, value in settings.items() if key != "rows_first"}
+    if matters and any(map(columns_first, files)):
+        relevant["rows_first"] = settings.get("rows_first", False)
+    if any(map(shallow_before, files)):
+        relevant["full_depth"] = True
+    return relevant
+
+
 def _compact_image(image: np.ndarray) -> np.ndarray:
     low, high = FLOAT16_RANGE
     return np.ascontiguousarray(image, np.float16 if low <= np.abs(image).max() <= high else np.float32)
@@ -220,6 +259,8 @@ def source_files(case: Case) -> list[Path]:
             beside.append(tiff_spacing_file(file))
         elif file.suffix.lower() in (".nhdr", ".mhd"):
             beside += [file.with_suffix(ending) for ending in (".raw", ".raw.gz", ".zraw")]
+            with contextlib.suppress(OSError, ValueError, TypeError):  # loading will say what is wrong with it
+                beside += [named for named in voxel_files(file) if named not in files]
     return files + [file for file in dict.fromkeys(beside) if file.is_file()]
 
 

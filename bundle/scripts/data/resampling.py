@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,12 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from scipy.ndimage import spline_filter1d
 
-from .geometry import spacing_of
+from ..errors import UserError
+from .geometry import LARGEST_STEP, spacing_of
 
-__all__ = ["Resampled", "resampled_size", "resize", "resize_label_map", "thin_axis", "with_meta"]
+__all__ = ["Resampled", "resampled_size", "resampling_problem", "resize", "resize_label_map", "thin_axis", "with_meta"]
 
+COPIES, FLOAT_BYTES = 3, 4  # of a resampled image while it is made, and of one of its voxels
 ANISOTROPY = 3  # nnU-Net: beyond this ratio of voxel sizes, the coarse axis is resampled apart
 
 
@@ -55,6 +61,8 @@ class Resampled(MapTransform, InvertibleTransform):
         old_size, old_spacing = tuple(volume.shape[1:]), spacing_of(volume.affine.numpy(), volume.ndim - 1)
         wanted = [new or old for new, old in zip(self.spacing, old_spacing, strict=True)]
         size = resampled_size(old_size, old_spacing, wanted)
+        if problem := resampling_problem(old_size, old_spacing, size, wanted, len(volume)):
+            raise UserError(f"{volume.meta.get('filename_or_obj', 'an image')} {problem}")
         thin = thin_axis(old_spacing)
         thin = thin_axis(wanted) if thin is None else thin
         plain = volume.as_tensor()
@@ -82,6 +90,26 @@ def resampled_size(size: Sequence[int], spacing: Sequence[float], target: Sequen
     """Voxels along each axis after resampling from one voxel size to another (None: unchanged)."""
     axes = zip(size, spacing, target, strict=True)
     return tuple(max(1, round(length * old / (new or old))) for length, old, new in axes)
+
+
+def resampling_problem(
+    old_size: Sequence[int], old: Sequence[float], size: Sequence[int], new: Sequence[float], channels: int = 1
+) -> str | None:
+    """Why an image cannot be resampled, before memory is taken for it; None if it can.
+
+    Args:
+        old_size, old: voxels along each axis and their size in mm.
+        size, new: the same after resampling.
+        channels: of the image.
+    """
+    what = f"has {_times(old_size)} voxels of {_times(old)} mm, the spacing asked for is {_times(new)} mm"
+    hint = "mend the header or the spacing"
+    if any(not 1 / LARGEST_STEP <= before / after <= LARGEST_STEP for before, after in zip(old, new, strict=True)):
+        return f"{what}, over {LARGEST_STEP} times another: {hint}"
+    needed, there = COPIES * FLOAT_BYTES * channels * math.prod(size), _memory()
+    if there is not None and needed > there:
+        return f"{what}: {_times(size)} voxels take {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}: {hint}"
+    return None
 
 
 def resize(volume: torch.Tensor, size: Sequence[int], order: int, nearest_axis: int | None = None) -> torch.Tensor:
@@ -148,6 +176,21 @@ def _resize_axis(volume: torch.Tensor, axis: int, size: int, order: int) -> torc
 def _cubic(t: torch.Tensor) -> list[torch.Tensor]:
     """The four cubic B-splines that reach a point, at a fraction ``t`` between the second and the third knot."""
     return [(1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6]
+
+
+def _memory() -> int | None:
+    """Bytes of memory that this machine, or the container on it, has; None where the system does not tell."""
+    found = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(limit).read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _zoom(old: Sequence[int], new: Sequence[int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ANISOTROPY", "resampled_shapes", "target_spacing"]
+__all__ = ["ANISOTROPY", "resampled_shapes", "rounded", "target_spacing"]
 
 ANISOTROPY = 3  # an axis so many times as coarse, and so many times as short, as the others is thick-sliced
 LOW_PERCENTILE = 10
@@ -32,7 +32,12 @@ def target_spacing(
     if is_thick:
         low = np.percentile([case[thick] for case in spacings], LOW_PERCENTILE)
         spacing[thick] = max(low, coarsest)
-    return [round(float(mm), 5) for mm in spacing], thick if is_thick else None
+    return rounded(spacing), thick if is_thick else None
+
+
+def rounded(spacing: Sequence[float]) -> list[float]:
+    """Voxel sizes to five decimals, the smallest to five digits, so that none becomes 0."""
+    return [round(float(mm), 5) if mm >= 1e-3 else float(f"{mm:.5g}") for mm in spacing]
 
 
 def resampled_shapes(

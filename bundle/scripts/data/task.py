@@ -44,8 +44,10 @@ def read_task(*paths: str | Path) -> Task:
     for path in paths:
         config |= _read_overlay(path)
     labels, regions, shown = config.get("labels"), config.get("regions") or {}, ", ".join(map(str, paths))
-    if not isinstance(labels, dict) or not labels or not all(isinstance(v, int) and v > 0 for v in labels.values()):
+    if not isinstance(labels, dict) or not labels or not all(type(v) is int and v > 0 for v in labels.values()):
         raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
+    if not isinstance(regions, dict) or not all(_is_names(names) for names in regions.values()):
+        raise UserError(f'{shown}: "regions" must be {{"name": ["label", …], …}}, not {regions}')
     if unknown := sorted({name for names in regions.values() for name in names} - labels.keys()):
         raise UserError(f"{shown}: the regions name {', '.join(unknown)}, which the labels do not have")
     dims = 3 if config.get("slice_axis") is not None else config.get("spatial_dims")
@@ -53,9 +55,13 @@ def read_task(*paths: str | Path) -> Task:
     return Task(ordered, regions, config.get("ignore_label"), dims, config.get("name"))
 
 
+def _is_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
 def _read_overlay(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the task {path} cannot be read: {error}; give an overlay of configs/tasks") from error
     return config if isinstance(config, dict) else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Tr
 
 from ..command_line import as_flag, or_none
 from ..errors import UserError
+from .label_names import LARGEST_VALUE
 from .normalization import Normalized, Scheme
 from .resampling import Resampled, with_meta
 
@@ -60,9 +61,8 @@ def preprocessing(
     transforms.append(Normalized(["image"], or_none(normalization)))
     spacing = or_none(spacing)
     if spacing is not None:
-        sizes = [] if isinstance(spacing, str) else [size for size in spacing if size is not None]
-        if isinstance(spacing, str) or len(spacing) != dims or min(sizes, default=1) <= 0:
-            raise UserError(f"spacing must be {dims} positive numbers in mm, not {spacing}")
+        if not (_is_list(spacing) and len(spacing) == dims and all(map(_is_voxel_size, spacing))):
+            raise UserError(f"spacing must be {dims} positive numbers in mm, such as {[1.0] * dims}, not {spacing}")
         transforms.append(Resampled(keys, spacing))
     return transforms
 
@@ -84,6 +84,8 @@ class LabelIndexd(MapTransform):
     def __init__(self, keys: Sequence[Hashable], labels: Mapping[str, int], ignore_label: int | None = None) -> None:
         super().__init__(keys)
         values = sorted(labels.values())
+        if max([*values, ignore_label or 0]) > LARGEST_VALUE:
+            raise UserError(f"labels: values go up to {LARGEST_VALUE}, not {max([*values, ignore_label or 0])}")
         self.table = torch.zeros(max([*values, ignore_label or 0]) + 1)
         self.table[values] = torch.arange(1.0, len(values) + 1)
         if ignore_label is not None:
@@ -158,6 +160,11 @@ def check_patch_size(
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def _is_voxel_size(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and 0 < value < inf)
 
 
 def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:

@@ -13,7 +13,9 @@ import tifffile
 from PIL import Image
 
 from .files import ITK_SUFFIXES, NIFTI_SUFFIXES, TIFF_SUFFIXES, case_name, image_suffix, replacing
-from .formats import itk_header, read_raw, tiff_spacing_file
+from .formats import read_raw
+from .itk import itk_geometry, itk_header
+from .tiff import tiff_spacing_file
 
 __all__ = ["copy_tiff_spacing", "write_like"]
 
@@ -23,7 +25,7 @@ def write_like(path: Path, array: np.ndarray, like: str | Path, channels: bool =
 
     Args:
         path: where to write; its ending chooses the format, which is that of ``like`` or, for pictures, PNG.
-        array: in the shape of the image file; a one-slice volume may come without that axis.
+        array: in the shape of the image file; 2D images, and one-slice volumes without that axis, as (rows, columns).
         like: the image file whose affine and header are kept.
     """
     suffix = image_suffix(path)
@@ -47,7 +49,7 @@ def copy_tiff_spacing(path: Path, like: str | Path) -> None:
 
 def _write_nifti(path: Path, array: np.ndarray, like: str | Path, channels: bool) -> None:
     original = nib.load(like)
-    array = _in_shape(array, original.shape[:3], channels)
+    array = _in_shape(_columns_first(array, channels), original.shape[:3], channels)
     header = original.header.copy()
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
@@ -58,14 +60,14 @@ def _write_nifti(path: Path, array: np.ndarray, like: str | Path, channels: bool
 
 def _write_itk(path: Path, array: np.ndarray, like: str | Path, channels: bool) -> None:
     header = itk_header(like)
-    whole = header.GetDimension()
-    dims = min(whole, 3)
-    array = _in_shape(array, header.GetSize()[:dims], channels)
+    geometry = itk_geometry(header)
+    dims = len(geometry.spacing)
+    array = _in_shape(_columns_first(array, channels), header.GetSize()[:dims], channels)
     array = np.moveaxis(array, 0, -1).transpose(*range(dims - 1, -1, -1), dims) if channels else array.transpose()
     image = sitk.GetImageFromArray(array, isVector=channels)
-    image.SetSpacing(header.GetSpacing()[:dims])
-    image.SetOrigin(header.GetOrigin()[:dims])
-    image.SetDirection(np.reshape(header.GetDirection(), (whole, whole))[:dims, :dims].ravel().tolist())
+    image.SetSpacing(geometry.spacing.tolist())
+    image.SetOrigin(geometry.origin.tolist())
+    image.SetDirection(geometry.directions.ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
@@ -73,6 +75,11 @@ def _write_tiff(path: Path, array: np.ndarray, like: str | Path) -> None:
     array = _in_shape(array, read_raw(like).array.shape[1:], channels=False)
     axes = "ZYX"[-array.ndim :]
     tifffile.imwrite(path, array, photometric="minisblack", compression="zlib", metadata={"axes": axes})
+
+
+def _columns_first(array: np.ndarray, channels: bool) -> np.ndarray:
+    """A 2D image (rows, columns) as NIfTI, NRRD and MetaImage hold it; everything else as it is."""
+    return array.swapaxes(-1, -2) if array.ndim - int(channels) == 2 else array
 
 
 def _in_shape(array: np.ndarray, shape: Sequence[int], channels: bool) -> np.ndarray:

@@ -10,39 +10,75 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
+from monai.engines import Evaluator
 
 from ..command_line import or_none
 from ..data.files import case_name
 from ..data.images import first_file
+from ..data.layouts import case_files
+from ..data.outputs import check_output_folder, open_folder, refuse_foreign
 from ..data.pairs import physical_spacing
 from ..distributed import gather_objects, is_main_process
 from ..errors import UserError
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
+from ..provenance import predicted_cases
+from .checkpoints import weights_digest
+from .clean_start import start_clean
+from .ensemble import checkpoint_paths
+from .prediction import check_outputs, outputs_of
 
-__all__ = ["SaveScores", "check_evaluation_dir"]
+__all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
 
 logger = logging.getLogger("lightm_unet")
 
 
-def check_evaluation_dir(evaluation_dir: str, cases: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse a folder with scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv
-    and metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more,
-    may be evaluated again.
+def check_evaluation_dir(
+    evaluation_dir: str, cases: Iterable[Mapping[str, Any]], predictions_dir: str | None = None
+) -> None:
+    """Refuse folders where an evaluation would lose something: see data/outputs.py; files of the same names that no
+    evaluation wrote; and scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv and
+    metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more, may be
+    evaluated again. The folders are made.
 
     Args:
-        cases: those this process evaluates, [{"name", "image": path or paths, …}, …].
+        cases: those this process evaluates, [{"name", "image": path or paths, "label": path}, …].
+        predictions_dir: where the predictions go.
 
     Raises:
-        UserError: says how many scores would be lost, and of which cases.
+        UserError: says what would be lost, with the number of scores and their cases.
     """
-    evaluated = gather_objects([case.get("name") or case_name(first_file(case["image"])) for case in cases])
-    left_out = sorted(_scored_cases(Path(str(evaluation_dir)) / "metrics.json").difference(evaluated))
+    cases = [{**case, "name": case.get("name") or case_name(first_file(case["image"]))} for case in cases]
+    everything = gather_objects(cases)
+    inputs = [file for case in everything for file in case_files(case)]
+    folder = check_output_folder(evaluation_dir, "--evaluation_dir", inputs)
+    scored = _scored_cases(folder / "metrics.json")
+    left_out = sorted(scored.difference(case["name"] for case in everything))
     if left_out:
         shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
         raise UserError(
             f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out ({shown}) and "
             "that would be lost: give another --evaluation_dir, or move it away"
         )
+    if not scored and is_main_process():
+        tables = [] if _is_table(folder / "metrics.csv") else [folder / "metrics.csv"]
+        refuse_foreign([*tables, folder / "metrics.json"], "--evaluation_dir")
+    if predictions_dir is not None:
+        predictions = check_output_folder(predictions_dir, "--predictions_dir", inputs)
+        check_outputs(everything, predictions)
+        known = predicted_cases(predictions)
+        others = [case for case in cases if case["name"] not in known]
+        refuse_foreign([file for case in others for file in outputs_of(case, predictions)], "--predictions_dir")
+        open_folder(predictions, "--predictions_dir")
+    open_folder(folder, "--evaluation_dir")
+
+
+def _is_table(metrics: Path) -> bool:
+    """Whether a metrics.csv is an evaluation's, as one leaves it that is killed before its metrics.json."""
+    try:
+        with metrics.open("rb") as file:
+            return file.read(11) == b"case,class,"
+    except OSError:
+        return False
 
 
 def _scored_cases(metrics: Path) -> set[str]:
@@ -50,6 +86,12 @@ def _scored_cases(metrics: Path) -> set[str]:
         return {row["case"] for row in json.loads(metrics.read_text(encoding="utf-8"))["per_case"]}
     except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
         return set()
+
+
+def evaluate(evaluator: Evaluator) -> None:
+    """Predict and score every case, also where an earlier run of this evaluator failed."""
+    start_clean(evaluator)
+    evaluator.run()
 
 
 class SaveScores:
@@ -63,6 +105,7 @@ class SaveScores:
         regions: name -> names of the labels whose union is scored too.
         ignore_label: value of voxels that are left out, or None.
         settings: what the scores depend on, kept in metrics.json, so that cross-validation knows them again.
+        checkpoint: file of weights, or several, whose digests are kept likewise.
     """
 
     def __init__(
@@ -72,12 +115,15 @@ class SaveScores:
         regions: Mapping[str, Sequence[str]] | None = None,
         ignore_label: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        checkpoint: str | Sequence[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
-        self.regions = dict(regions or {})
+        self.regions = dict(or_none(regions) or {})
         self.ignore_label = or_none(ignore_label)
         self.settings = dict(settings or {})
+        self.checkpoints = checkpoint_paths(checkpoint) if checkpoint else []
+        self.weights: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -87,12 +133,8 @@ class SaveScores:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.output_dir}: {error.strerror}; give another --output_dir"
-            ) from error
+        self.weights = list(map(weights_digest, self.checkpoints))  # now, since a training may replace them meanwhile
+        self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _score(self, engine: Engine) -> None:
         outputs, batches = (
@@ -114,6 +156,12 @@ class SaveScores:
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
         write_csv(self.output_dir / "metrics.csv", rows)
-        content = {"settings": self.settings, "cases": cases, "classes": summary, "per_case": rows}
+        content = {
+            "settings": self.settings,
+            "weights": self.weights,
+            "cases": cases,
+            "classes": summary,
+            "per_case": rows,
+        }
         write_json(self.output_dir / "metrics.json", content)
         logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..data.files import replacing
 from ..data.loading import PatchLoader, RandomCases
 from ..data.readable_json import without_nan
 from ..distributed import is_main_process, rank, world_size
+from ..errors import UserError
 
 __all__ = [
     "EMA_MOMENTUM",
@@ -211,10 +213,13 @@ class EpochLog:
     def _write(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add a line to log.jsonl, in place of those of this epoch and later ones; returns the earlier ones."""
         path = self.output_dir / "log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        earlier = [line for line in lines if line["epoch"] < record["epoch"]]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        epochs = [_epoch_of(line, number, path) for number, line in enumerate(lines, 1)]
+        earlier = [line for line in epochs if line["epoch"] < record["epoch"]]
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in [*earlier, without_nan(record)]))
+            temporary.write_text(
+                "".join(json.dumps(line) + "\n" for line in [*earlier, without_nan(record)]), encoding="utf-8"
+            )
         return earlier
 
     def _log_summary(self, engine: Engine) -> None:
@@ -229,6 +234,16 @@ class EpochLog:
         lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
         lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")
         logger.info("\n".join(lines))
+
+
+def _epoch_of(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record["epoch"], int) and isinstance(record["loss"], (int, float, NoneType)):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"line {number} of {path} is not that of an epoch: remove the line, or move the file away")
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:

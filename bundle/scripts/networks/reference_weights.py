@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .weight_files import UnsoundWeightsError, read_weight_file
+
 __all__ = ["from_reference", "read_reference_checkpoint"]
 
 # Wrappers that put a word before every key: DataParallel, torch.compile.
@@ -28,11 +30,17 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
 
     nnU-Net logs its scores as numpy scalars, which plain ``torch.load(weights_only=True)`` refuses. numpy 1 and 2
     call the function that makes them by different names.
+
+    Raises:
+        UnsoundWeightsError: the file is damaged, or its weights are not finite.
     """
     scalar = np._core.multiarray.scalar
     scalars = [scalar, (scalar, "numpy.core.multiarray.scalar")]
     with torch.serialization.safe_globals([*scalars, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return read_weight_file(path)
+        except UnsoundWeightsError as error:
+            raise UnsoundWeightsError(f"{path} {error}") from error
 
 
 def from_reference(state: dict[str, Any], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import Theme, plain
+from .style import Theme, plain, shortened
 
 __all__ = ["draw_agreement", "draw_distribution", "draw_gains"]
 
 DOTS = 300  # from this many cases on, single dots only blur the box
-NAMES_ACROSS = 6  # more classes than that are written at a slant
+LETTERS_ACROSS = 42  # of all names as long as the longest: more are written at a slant
+NAMES_AT_A_SLANT = 12  # more are written upright
+NAMES_UPRIGHT = 25  # more do not fit: every other one is left out, or more
 
 
 def draw_distribution(
@@ -36,14 +38,23 @@ def draw_distribution(
         _boxes(ax, [by_class[name] for name in classes], places, width, colour, theme)
         ax.plot([], [], "s", color=colour, label=result)
     ax.set_xlim(-0.6, len(classes) - 0.4)
-    slant = {"rotation": 35, "ha": "right"} if len(classes) > NAMES_ACROSS else {}
-    ax.set_xticks(range(len(classes)), [plain(_short(name)) for name in classes], **slant)
+    _name_classes(ax, [shortened(name) for name in classes])
     ax.set_title(f"{title}, {unit}" if unit else title)
     if not unit:
         ax.set_ylim(top=1.02)  # room for a dot at 1, not for a tick above it
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick < 1.01])
     if len(values) > 1:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
+
+
+def _name_classes(ax, names: Sequence[str]) -> None:
+    """Names below the boxes, across, at a slant or upright, so that none covers another."""
+    across = len(names) * max(map(len, names), default=0) <= LETTERS_ACROSS
+    slant = {} if across else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    if len(names) > NAMES_AT_A_SLANT:
+        slant = {"rotation": 90}
+    step = math.ceil(len(names) / NAMES_UPRIGHT)
+    ax.set_xticks(range(0, len(names), step), [plain(name) for name in names[::step]], **slant)
 
 
 def _boxes(ax, data: list[Sequence[float]], places: np.ndarray, width: float, colour: str, theme: Theme) -> None:
@@ -82,7 +93,7 @@ def draw_agreement(
     for i, (name, pairs) in enumerate(sizes.items()):
         expected, predicted = np.array(pairs, dtype=float).reshape(-1, 2).T
         style = {"s": 16, "alpha": 0.75, "linewidths": 0, "color": colours[i % 3], "marker": markers[i % 8]}
-        ax.scatter(expected, predicted, label=plain(_short(name)), **style)
+        ax.scatter(expected, predicted, label=plain(shortened(name)), **style)
     highest = max((max(pair) for pairs in sizes.values() for pair in pairs), default=0.0) or 1.0
     ax.plot([0, highest], [0, highest], color=theme.third, linewidth=1, zorder=0)
     ax.set_xlabel(f"reference, {unit}", fontsize=9)
@@ -103,7 +114,3 @@ def draw_gains(figure: Figure, theme: Theme, gains: Sequence[float]) -> None:
     if not len(ordered) or not np.abs(ordered).max():
         ax.set_ylim(-0.01, 0.01)
     ax.set_title("Gain in mean Dice by postprocessing")
-
-
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

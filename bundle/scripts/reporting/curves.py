@@ -9,11 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .style import Theme, plain
+from .style import Theme, plain, shortened
 
 __all__ = ["curve_charts", "read_log"]
 
 LOG = "log.jsonl"
+NAMES_INSIDE, NAMES_BELOW = 6, 12  # the most lines whose names fit in a chart, and below it
 
 
 def read_log(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
@@ -79,13 +80,15 @@ def _drawing(title: str, lines: Mapping[str, tuple[list, list]]) -> Callable[[Fi
         for i, (name, (x, y)) in enumerate(lines.items()):
             marker = "o" if len(x) < 3 else ""
             style = {"color": colours[i % 3], "linestyle": styles[i // 3 % 4], "linewidth": 1.6, "marker": marker}
-            ax.plot(x, y, label=plain(name), **style)
+            ax.plot(x, y, label=plain(shortened(name)), **style)
         if title == "Learning rate" and all(value > 0 for _, y in lines.values() for value in y):
             ax.set_yscale("log")
         ax.set_title(title)
         ax.set_xlabel("epoch", fontsize=9)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        if 1 < len(lines) <= 12:
+        if 1 < len(lines) <= NAMES_INSIDE:
             ax.legend(frameon=False, fontsize=8.5)
+        elif NAMES_INSIDE < len(lines) <= NAMES_BELOW:
+            figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=theme.text)
 
     return draw

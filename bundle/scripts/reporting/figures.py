@@ -105,9 +105,14 @@ def _titles(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file_name(case: str) -> str:
-    """A case's name, made fit for every file system; a checksum keeps two changed names apart."""
+    """A case's name, made fit for every file system; a checksum keeps two changed names apart, and a picture from the
+    montage of another case."""
     safe = re.sub(r"[^\w.\-]", "_", case)
-    return safe if safe == case else f"{safe}_{hashlib.sha256(case.encode()).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == case and not case.endswith("_slices")
+        else f"{safe}_{hashlib.sha256(case.encode()).hexdigest()[:8]}"
+    )
 
 
 def _chart(draw: Callable[[Figure, Theme], None], path: Path, text: str) -> Chart:

@@ -49,7 +49,7 @@ class Loaded:
 
     def planar(self) -> Loaded:
         """A volume of one slice as a two-dimensional image; everything else as it is."""
-        array, affine = planar(self.array, self.affine, self.dims)
+        array, affine = planar(self.array, self.affine, self.dims, self.path)
         return Loaded(self.path, array, self.dims - self.array.ndim + array.ndim, affine)
 
 

@@ -20,7 +20,7 @@ from ..data.task import Task
 from .loading import load_channels, load_label_map
 from .pairing import Case
 from .planes import PLANES, Canvas, Zoom, foreground_box, largest_error, montage_slices, planes_of, show, upright
-from .style import BOTH, INK, PAPER, PREDICTION, REFERENCE, WRONG_CLASS, class_colour, plain, save_figure
+from .style import BOTH, INK, PAPER, PREDICTION, REFERENCE, WRONG_CLASS, class_colour, plain, save_figure, shortened
 from .windows import Window, display_window
 
 __all__ = ["PanelJob", "draw_case"]
@@ -277,7 +277,7 @@ def _heading(view: View, job: PanelJob) -> str:
 
 def _legend(figure: Figure, view: View, job: PanelJob) -> None:
     shown = list(job.labels)[:CLASSES_IN_LEGEND]
-    handles = [Patch(color=class_colour(i), label=plain(name)) for i, name in enumerate(shown)]
+    handles = [Patch(color=class_colour(i), label=plain(shortened(name))) for i, name in enumerate(shown)]
     if len(job.labels) > len(shown):
         handles.append(Patch(alpha=0, label=f"and {len(job.labels) - len(shown)} more"))
     if view.errors is not None:

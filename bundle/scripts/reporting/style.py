@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from ..data.files import replacing
 
 __all__ = ["BOTH", "DARK", "INK", "LIGHT", "PAPER", "PREDICTION", "REFERENCE", "WRONG_CLASS", "Theme", "class_colour"]
-__all__ += ["plain", "save_chart", "save_figure"]
+__all__ += ["plain", "save_chart", "save_figure", "shortened"]
 
 BOTH, REFERENCE, PREDICTION, WRONG_CLASS = "#56b4e9", "#f0e442", "#e8590c", "#cc79a7"
 PAPER, INK = "#14171c", "#e8eaed"  # background and text of the panels, dark like a viewing room
 # Classes take other colours than errors, as long as there are any.
 _CLASSES = ("#2ec4a0", "#a78bfa", "#ffa94d", "#a9d65c", "#c98bdb", "#b08968", "#8fa8c8", "#5c7cfa")
 CHART_DPI = 180
+LONGEST_NAME = 18  # of a class in a chart
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def plain(text: str) -> str:
     """Text of a user's for matplotlib, which would read dollars as formulas and hide names with a leading _."""
     text = text.replace("$", r"\$")
     return "\N{ZERO WIDTH SPACE}" + text if text.startswith("_") else text
+
+
+def shortened(name: str) -> str:
+    """The beginning and the end of a long name: names of one data set often differ in the end alone."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[half + 1 - LONGEST_NAME :]}"
 
 
 def save_figure(figure: Figure, path: Path, dpi: int, transparent: bool = False) -> None:

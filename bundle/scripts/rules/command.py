@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.outputs import check_output_file, open_folder
 from ..data.pairs import pair_files
 from ..data.readable_json import write_json
 from ..data.task import read_task
@@ -34,13 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _determine(options: argparse.Namespace) -> None:
     task = read_task(*options.config_file)
+    pairs = pair_files(options.predictions, options.labels, options.allow_missing)
+    read = [*(file for pair in pairs for file in (pair.prediction, pair.label)), *options.config_file]
+    check_output_file(options.output, "--output", [*read, *filter(None, [options.trained_on])])
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} is there already: add --overwrite or give another --output")
-    pairs = pair_files(options.predictions, options.labels, options.allow_missing)
     trained_on = _names(options.trained_on) if options.trained_on else None
     check_held_out(options.predictions, [pair.name for pair in pairs], options.held_out, trained_on)
     if 1 < len(pairs) < FEW_CASES:
         print(f"warning: {len(pairs)} cases are few to learn from: what helps them by chance is adopted too")
+    open_folder(options.output.parent, "--output")
     rules = determine(pairs, task, options.workers)
     try:
         write_json(options.output, rules)

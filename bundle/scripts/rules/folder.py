@@ -9,7 +9,9 @@ from typing import Any
 
 from ..data.files import prediction_suffix
 from ..data.images import save_label_map
+from ..data.outputs import check_output_folder, open_folder
 from ..data.pairs import files_by_case, read_label_map
+from ..engines.prediction import check_outputs, outputs_of
 from ..errors import UserError
 from ..provenance import read_provenance, write_provenance
 from ..workers import map_cases
@@ -31,26 +33,27 @@ def apply_to_folder(
         How many label maps were written.
 
     Raises:
-        UserError: the folders are one; label maps are there already and ``overwrite`` is false; the folder cannot be
-            written; or cases that cannot be cleaned, listed after all others are done.
+        UserError: the folders are one; label maps are there already and ``overwrite`` is false; nothing may be written
+            there (see data/outputs.py); or cases that cannot be cleaned, listed after all others are done.
     """
     source, target = Path(predictions), Path(output_dir)
     files = files_by_case(source)
-    targets = {path: target / (name + prediction_suffix(path)) for name, path in files.items()}
     if source.resolve() == target.resolve():
         raise UserError(f"{target} holds the raw predictions, which are kept: give another --output_dir")
-    existing = [path for path in targets.values() if path.exists()]
+    check_output_folder(output_dir, "--output_dir", files.values())
+    targets = {path: target / (name + prediction_suffix(path)) for name, path in files.items()}
+    cases = [{"name": name, "image": str(path)} for name, path in files.items()]
+    check_outputs(cases, target)
+    existing = [case["name"] for case in cases if any(path.exists() for path in outputs_of(case, target))]
     if existing and not overwrite:
         raise UserError(
             f"{target} already holds {len(existing)} of these {len(files)} label maps: add --overwrite or give another "
             "--output_dir"
         )
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        if (runs := read_provenance(source)) is not None:
-            write_provenance(target, *runs)
-    except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror}; give another --output_dir") from error
+    runs = read_provenance(source)
+    open_folder(target, "--output_dir")
+    if runs is not None:
+        write_provenance(target, *runs)
     clean = partial(_clean_file, rules=rules)
     return sum(1 for _ in map_cases(clean, list(targets.items()), "postprocessing", workers))
 
