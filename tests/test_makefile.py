@@ -15,6 +15,7 @@ import torch
 from report_cases import cube, write
 
 from scripts.networks import LightMUNet
+from scripts.provenance import Run, write_provenance
 
 REPOSITORY = Path(__file__).parents[1]
 Result = subprocess.CompletedProcess[str]
@@ -95,6 +96,7 @@ def test_a_missing_folder_of_images_is_one_clear_error(case: Path) -> None:
 
 def test_a_missing_folder_of_references_is_one_clear_error(case: Path) -> None:
     shutil.copytree(case / "labels", case / "out/prediction")
+    write_provenance(case / "out/prediction", Run("model.pt", None, None, ["a"]))
     after_inference = case / "python"  # which the other tests run, and which takes most of their time
     after_inference.write_text(f'#!/bin/sh\n[ "$2" = monai.bundle ] || exec "{sys.executable}" "$@"\n')
     after_inference.chmod(0o755)

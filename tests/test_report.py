@@ -187,6 +187,19 @@ def test_command_line_in_worker_processes(volumes: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--run_dir", "nowhere"), ("--tolerance", "nan"), ("--tolerance", "-1"), ("--panels", "-1"), ("--workers", "1.5")],
+)
+def test_an_option_that_means_nothing_is_refused_at_once(
+    volumes: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((UserError, SystemExit)) as caught:
+        report(volumes, *option, kinds="predictions")
+    assert option[0] in str(caught.value) + capsys.readouterr().err
+    assert not (volumes / "report").exists()
+
+
 def test_cases_in_different_units_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "pred/flat.png", cube((8, 8), 2, 6))
     write_volumes(tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -155,6 +156,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _distance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -171,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace a report that is there")
     add("--subset", action="store_true", help="leave out references without a prediction")
     add("--panels", type=_count, default=PANELS, help=f"cases to draw, worst first (default {PANELS})")
-    add("--tolerance", type=float, default=DEFAULT_TOLERANCE, help="of the surface Dice, in mm (default %(default)s)")
+    tolerance = "of the surface Dice, in mm (default %(default)s)"
+    add("--tolerance", type=_distance, default=DEFAULT_TOLERANCE, help=tolerance)
     add("--workers", type=_count, default=default_workers(), help="processes (default %(default)s)")
     add("--title", help="heading of the report")
     return parser
@@ -181,6 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line. Raises UserError, which the command line shows as one line."""
     options = _parser().parse_args(arguments)
     task = read_task(*options.config_file)
+    if options.run_dir is not None and not options.run_dir.is_dir():
+        raise UserError(f"--run_dir {options.run_dir} is no folder: give that of a training run, or leave it out")
     cases = pair_cases(options.predictions, options.images, options.labels, options.postprocessed, options.subset)
     folders = (options.predictions, options.images, options.labels, options.postprocessed)
     prepare_output(options.output_dir, options.overwrite, list(filter(None, folders)))

@@ -106,6 +106,30 @@ def test_a_run_does_not_go_on_from_what_is_no_number(tmp_path: Path, change: dic
         restore_run(Engine(lambda *_: None), Engine(lambda *_: None), net, None, str(tmp_path), True)  # type: ignore
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", 3),
+        ("optimizer", []),
+        ("scaler", "half"),
+        ("epoch", -1),
+        ("epoch", True),
+        ("ema_pseudo_dice", "good"),
+        ("ema_pseudo_dice", math.inf),
+        ("best_scores", "good"),
+        ("best_scores", {"epoch": 1}),
+        ("best_scores", {"epoch": 1, "ema_pseudo_dice": 0.5, "dice": {"a": "good"}}),
+    ],
+)
+def test_a_run_does_not_go_on_from_what_no_run_wrote(tmp_path: Path, key: str, value: Any) -> None:
+    net = torch.nn.Linear(1, 1)
+    content = {"network": net.state_dict(), "optimizer": {}, "epoch": 1}
+    content |= dict.fromkeys(["scaler", "ema_pseudo_dice", "best_scores"]) | {key: value}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=rf"checkpoint\.pt .* its {key} cannot be used: start another run"):
+        restore_run(Engine(lambda *_: None), Engine(lambda *_: None), net, None, str(tmp_path), True)  # type: ignore
+
+
 def test_a_run_starts_after_one_that_failed_in_this_process(tmp_path: Path) -> None:
     """Trainer or validation: ignite's engines would return at once."""
 

@@ -20,6 +20,14 @@ def test_last_entry_of_an_epoch_counts_and_broken_lines_are_left_out(tmp_path: P
     assert problem.startswith("2 line(s)")
 
 
+@pytest.mark.parametrize("change", [{"epoch": float("nan")}, {"dice": 3}, {"dice": ["core"]}])
+def test_an_entry_that_no_run_wrote_is_left_out(tmp_path: Path, change: dict[str, object]) -> None:
+    entries = [{"epoch": 1, "dice": {"core": 0.5}}, {"epoch": 2, "dice": {"core": 0.5}} | change]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    epochs, problem = read_log(tmp_path)
+    assert [entry["epoch"] for entry in epochs] == [1] and problem.startswith("1 line(s)")
+
+
 def test_says_what_is_missing(tmp_path: Path) -> None:
     epochs, problem = read_log(tmp_path / "run")
     assert epochs == []

@@ -113,6 +113,13 @@ def task_file(root: Path) -> Path:
     return root / "task.json"
 
 
+@pytest.mark.parametrize("command", ["determine", "apply"])
+def test_workers_are_counted_from_none(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--predictions", str(tmp_path), "--workers", "-1"])
+    assert "--workers: must be a whole number, 0 or more, not -1" in capsys.readouterr().err
+
+
 def test_command(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--predictions", str(faulty / "predictions"), "--labels", str(faulty / "labels"), "--workers", "0"]
     output = faulty / "models/postprocessing.json"

@@ -81,7 +81,7 @@ PLANNING = {
     "workers": WHOLE[:4],
     "name": ("../mini", "a/b", ""),
     "from_nnunet": ("/nowhere/plans.json",),
-    "output": ("/nowhere/else/plan.json", "/proc/plan.json"),
+    "output": ("/proc/plan.json", "/proc/nowhere/plan.json"),
     "no_such_option": ("3",),
 }
 CROSS_VALIDATION = {
@@ -98,7 +98,7 @@ DETERMINE = {
     "config_file": ("/nowhere/task.json",),
     "workers": ("-1", "many", "1.5"),
     "trained_on": ("/nowhere/cases.json",),
-    "output": ("/nowhere/else/rules.json", "/proc/rules.json"),
+    "output": ("/proc/rules.json", "/proc/nowhere/rules.json"),
 }
 APPLY = {
     "predictions": ("/nowhere",),
@@ -114,7 +114,7 @@ REPORT = {
     "config_file": ("/nowhere/task.json",),
     "run_dir": ("/nowhere",),
     "output_dir": ("/proc/nowhere",),
-    "panels": WHOLE[:4],
+    "panels": WHOLE[1:4],
     "tolerance": ("-1", "much", "nan"),
     "workers": WHOLE[1:4],
 }

@@ -31,7 +31,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
             check_rest(file)
     else:
         check_claim(size, path, "gzip")
-        with gzip.open(path) as stream:
+        with gzip.open(path, "rb") as stream:
             layout = stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter
             array = _voxels(ArrayProxy(stream, layout))
             check_rest(stream)

@@ -402,8 +402,7 @@ def _restore(
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     saved = _read(path, f"the run in {path.parent} cannot go on from it: start another in another --output_dir")
-    if not isinstance(saved, Mapping) or not isinstance(saved.get("epoch"), int) or CHECKPOINT_KEYS - saved.keys():
-        raise UserError(f"{path} is not the checkpoint of a run: start another run in another --output_dir")
+    _check_checkpoint(saved, path)
     _put_into(network, saved["network"], path)
     epoch = saved["epoch"]
     if epoch >= trainer.state.max_epochs and (path.parent / FINAL).is_file():
@@ -428,6 +427,45 @@ def _restore(
         logger.info(f"resuming after epoch {epoch} of {engine.state.max_epochs}")
 
     trainer.add_event_handler(Events.STARTED, at_start)
+
+
+def _check_checkpoint(saved: Any, path: Path) -> None:
+    """Refuse anything that SaveCheckpoints would not have written, before the run that is there changes."""
+    advice = "start another run in another --output_dir"
+    if not isinstance(saved, Mapping) or CHECKPOINT_KEYS - saved.keys():
+        raise UserError(f"{path} is not the checkpoint of a run: {advice}")
+    best = saved["best_scores"]
+    holds = {
+        "network": isinstance(saved["network"], Mapping),
+        "optimizer": isinstance(saved["optimizer"], Mapping),
+        "scaler": saved["scaler"] is None or isinstance(saved["scaler"], Mapping),
+        "epoch": _is_epoch(saved["epoch"]),
+        "ema_pseudo_dice": saved["ema_pseudo_dice"] is None or _is_score(saved["ema_pseudo_dice"]),
+        "best_scores": best is None or _are_scores(best),
+    }
+    if wrong := [key for key, sound in holds.items() if not sound]:
+        raise UserError(f"{path} is not the checkpoint of a run, its {', '.join(wrong)} cannot be used: {advice}")
+
+
+def _is_epoch(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_score(value: Any) -> bool:
+    """A Dice, or NaN where no class was there to be scored."""
+    return isinstance(value, float) and (0 <= value < math.inf or math.isnan(value))
+
+
+def _are_scores(best: Any) -> bool:
+    if not isinstance(best, Mapping) or not {"epoch", "ema_pseudo_dice", "dice"} <= best.keys():
+        return False
+    dice = best["dice"]
+    return (
+        _is_epoch(best["epoch"])
+        and _is_score(best["ema_pseudo_dice"])
+        and isinstance(dice, Mapping)
+        and all(map(_is_score, dice.values()))
+    )
 
 
 def _restore_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,15 @@ def _parse(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("epoch"), (int, float)) else None
+    return entry if isinstance(entry, dict) and _is_number(entry.get("epoch")) and _has_scores(entry) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _has_scores(entry: Mapping[str, Any]) -> bool:
+    return entry.get("dice") is None or isinstance(entry["dice"], dict)
 
 
 def curve_charts(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Figure, Theme], None]]:

@@ -86,12 +86,19 @@ def _names(file: Path) -> list[str]:
     return names
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.postprocessing", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="determine | apply")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of predicted label maps")
-    shared.add_argument("--workers", type=int, help="processes, each with a case in memory; 0: none besides this one")
+    workers = "processes, each with a case in memory; 0: none besides this one"
+    shared.add_argument("--workers", type=_count, metavar="N", help=workers)
     shared.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     learn = commands.add_parser("determine", parents=[shared], help="learn rules", description=DETERMINE)
