@@ -89,8 +89,8 @@ class LocallyConvolved(nn.Module):
         self.conv = convolution(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.block = block
 
-    def forward(self, x: torch.Tensor, fused: bool = False) -> torch.Tensor:
-        return self.block(x + self.conv(x), fused)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x + self.conv(x))
 
 
 class DeepLoss(DeepSupervisionLoss):

@@ -155,14 +155,14 @@ def plain_conv_unet(
 
 
 def plan(shape: Shape, stages: int | None = None, features: int = FILTERS) -> Plan:
-    """As nnU-Net plans 512x512 (eight stages), 128x128 (six) and 40x56x40 (four).
+    """As nnU-Net plans 512x512 (eight stages, which 256x256 gets too), 128x128 (six) and 40x56x40 (four).
 
     80x128x128 gets five stages, the 16.5 M parameters of earlier comparisons; a sixth, which nnU-Net adds where an
     axis still has 8 voxels, makes it 30.8 M and hardly slower.
     """
     smallest = min(shape.spatial)
     if shape.dims == 2:
-        stages = stages or (8 if smallest >= 512 else 6)
+        stages = stages or (8 if smallest >= 256 else 6)
         return Plan(tuple(min(features * 2**i, 512) for i in range(stages)), (1, *[2] * (stages - 1)))
     stages = stages or (5 if smallest >= 64 else 4)
     strides = (1, 2, 2, 2, 2, (1, 2, 2))[:stages]

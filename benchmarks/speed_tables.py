@@ -50,10 +50,10 @@ def networks(name: str, shape: str) -> str:
     return shape_table(rows_with(name, shape=shape))
 
 
-def pass_of(name: str, shape: str, network: str, mode: str) -> str:
-    """Milliseconds of one pass and, in brackets, millions of parameters."""
+def milliseconds(name: str, shape: str, network: str, mode: str) -> str:
+    """Of one pass of a network."""
     (row,) = rows_with(name, shape=shape, network=network)
-    return f"{number(row[f'{mode}_ms'], 3)} ({row['parameters'] / 1e6:.1f} M)"
+    return number(row[f"{mode}_ms"], 3)
 
 
 # float32 and TF32 from networks.py, bfloat16 from recompute.py, which measures that only.
@@ -80,6 +80,12 @@ def recomputation() -> str:
     from recompute import table
 
     return table(record("recompute_h200")["rows"])
+
+
+def iterations(name: str) -> str:
+    from iterations import table
+
+    return table(record(name))
 
 
 def loading() -> str:

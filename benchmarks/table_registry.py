@@ -10,11 +10,12 @@ import torch
 from accuracy_tables import all_records, comparison_table, dice, fold_table, score_table
 from harness import markdown_table
 from speed_tables import (
+    iterations,
     loading,
     machine,
     memory_lines,
+    milliseconds,
     networks,
-    pass_of,
     postprocessing,
     precisions,
     recomputation,
@@ -24,30 +25,38 @@ from speed_tables import (
 
 
 def headline() -> str:
-    """LightM-UNet beside nnU-Net's network in eight rows: size, accuracy, time."""
+    """The new default, the network of the shipped weights and nnU-Net's in eight rows: size, accuracy, time."""
     five, ten = rows.AGAINST_NNUNET.values()
     minute, lungs = (rows.MINUTE[0], rows.MINUTE[2]), (rows.LUNG, rows.LUNG_PLAIN)
     body = [
-        ["parameters, hippocampus", *map(_parameters, five)],
-        ["parameters, lung X-rays", *map(_parameters, lungs)],
-        ["hippocampus, five folds, 5,000 iterations: Dice", *map(dice, five)],
-        ["hippocampus, five folds, 10,000 iterations: Dice", *map(dice, ten)],
-        ["hippocampus, fold 0, a minute of an H100 (before 0.5): Dice", *map(dice, minute)],
-        ["lung X-rays, test cases, 5,000 iterations (before 0.5): Dice", *map(dice, lungs)],
-        ["train step, 2x1x80x128x128, one H200: ms (parameters)", *_passes("networks_h200", "cuda", "train")],
-        ["forward, 1x1x64x64x64, two CPU threads: ms (parameters)", *_passes("networks_cpu", "numba", "forward")],
+        ["parameters, hippocampus", _default_parameters(3, 1), *map(_parameters, five)],
+        ["parameters, lung X-rays", _default_parameters(2, 1), *map(_parameters, lungs)],
+        ["hippocampus, five folds, 5,000 iterations: Dice", "-", *map(dice, five)],
+        ["hippocampus, five folds, 10,000 iterations: Dice", "-", *map(dice, ten)],
+        ["hippocampus, fold 0, a minute of an H100 (before 0.5): Dice", "-", *map(dice, minute)],
+        ["lung X-rays, test cases, 5,000 iterations (before 0.5): Dice", "-", *map(dice, lungs)],
+        ["train step, 2x1x80x128x128, one H200: ms", *_passes("train")],
+        ["forward, 2x1x80x128x128, one H200: ms", *_passes("forward")],
     ]
-    return markdown_table(["", "LightM-UNet, 32 filters", "nnU-Net's PlainConvUNet"], body)
+    header = ["", "LightM-UNet, the new default", "LightM-UNet of the shipped weights", "nnU-Net's PlainConvUNet"]
+    return markdown_table(header, body)
 
 
 def _parameters(line: rows.Line) -> str:
     return f"{line.runs()[0]['parameters']:,}"
 
 
-def _passes(name: str, backend: str, mode: str) -> list[str]:
-    """In 3D, of the paper's network: beside PlainConvUNet the default's scan order was not measured on a GPU."""
-    shape = {"train": "2x1x80x128x128", "forward": "1x1x64x64x64"}[mode]
-    return [pass_of(name, shape, network, mode) for network in (f"lightm_unet:{backend}", "plain_conv_unet")]
+def _default_parameters(dims: int, channels: int) -> str:
+    from network_candidates import Shape, default
+
+    with torch.device("meta"):
+        network = default(Shape(1, channels, (64,) * dims))
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+
+
+def _passes(mode: str) -> list[str]:
+    networks = ("default", "lightm_unet:scan_order=axes,stem=full", "plain_conv_unet")
+    return [milliseconds("networks_h200_bfloat16", "2x1x80x128x128", network, mode) for network in networks]
 
 
 def parameters() -> str:
@@ -113,6 +122,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "networks on a GPU, 2D": partial(networks, "networks_h200", "2x3x512x512"),
     "networks on a GPU, 3D": partial(networks, "networks_h200", "2x1x80x128x128"),
     "networks on a GPU, machine": partial(machine, "networks_h200"),
+    "the default on a GPU, 2D": partial(networks, "networks_h200_bfloat16", "2x3x512x512"),
+    "the default on a GPU, 3D": partial(networks, "networks_h200_bfloat16", "2x1x80x128x128"),
+    "the default on a GPU, small": partial(networks, "networks_h200_bfloat16", "9x1x40x56x40"),
+    "the default on a GPU, machine": partial(machine, "networks_h200_bfloat16"),
+    "whole iterations": partial(iterations, "iterations_h200"),
+    "whole iterations, machine": partial(machine, "iterations_h200"),
     "precisions": precisions,
     "recomputation": recomputation,
     "recomputation, machine": partial(machine, "recompute_h200"),

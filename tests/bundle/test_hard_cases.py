@@ -77,7 +77,12 @@ CASES = {
     "rotated": ("rotated", {"spacing": [1.0, 1.0, 1.0]}, write_nnunet, ".mha"),
     "one_slice": ("one_slice", IN_SLICES, write_msd, None),
     "flat": ("flat_volumes", {"spatial_dims": 2, "rows_first": True, "patch_size": [32, 32]}, write_msd, None),
-    "gap": ("label_gap", {"regions": {"both": ["kidney", "cyst"]}}, write_nnunet, ".nrrd"),
+    "gap": (
+        "label_gap",
+        {"regions": {"both": ["kidney", "cyst"]}, "iterations_per_epoch": 50},
+        write_nnunet,
+        ".nrrd",
+    ),
     "ignored": ("partly_labelled", {}, write_nnunet, None),
 }
 

@@ -89,6 +89,22 @@ def test_mirroring_keeps_image_and_label_together() -> None:
         assert 70 < found.count(tuple(np.flip(label, axes).ravel().tolist())) < 130
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "slice_axis", "mirrored", "kept"),
+    [([8, 8, 8], None, [1, 2], 0), ([8, 8], 1, [1], 0), ([8, 8], 2, [1], 0), ([8, 8, 8], None, [0, 1], 2)],
+)
+def test_axes_that_are_not_mirrored_keep_their_direction(
+    patch_size: list[int], slice_axis: int | None, mirrored: list[int], kept: int
+) -> None:
+    """Of whole patches of training, not only of the mirroring: left stays left."""
+    label = np.broadcast_to(np.arange(12).reshape([-1 if axis == kept else 1 for axis in range(3)]), (12, 12, 12))
+    augment, random = Augmentation(patch_size, mirrored, slice_axis), np.random.default_rng(0)
+    augment.choose.prob_rotate = augment.choose.prob_scale = 0
+    cuts = [augment.cut(case_of(label), random) for _ in range(30)]
+    along = augment.finish(augment.gather(cuts), CPU)["label"].float().diff(dim=kept + 2).sign()
+    assert set(along.unique().tolist()) == {1}
+
+
 def test_cases_of_different_types_share_a_batch() -> None:
     """A case with large intensities is kept as float32, one with many classes as int16."""
     augment = Augmentation([8, 8], [])
@@ -120,19 +136,3 @@ def test_a_gpu_makes_the_same_of_a_batch_without_waiting(patch: list[int], seed:
     on_cpu, on_gpu = (augment.finish(raw, device) for device in (CPU, gpu))
     assert torch.allclose(on_cpu["image"], on_gpu["image"].cpu(), atol=1e-4)
     assert (on_cpu["label"] != on_gpu["label"].cpu()).float().mean() < 1e-3  # voxels between two others
-
-
-@pytest.mark.parametrize(
-    ("patch_size", "slice_axis", "mirrored", "kept"),
-    [([8, 8, 8], None, [1, 2], 0), ([8, 8], 1, [1], 0), ([8, 8], 2, [1], 0), ([8, 8, 8], None, [0, 1], 2)],
-)
-def test_axes_that_are_not_mirrored_keep_their_direction(
-    patch_size: list[int], slice_axis: int | None, mirrored: list[int], kept: int
-) -> None:
-    """Of whole patches of training, not only of one step: left stays left."""
-    stored = case_of(np.broadcast_to(np.arange(12).reshape([-1 if axis == kept else 1 for axis in range(3)]), [12] * 3))
-    augment = Augmentation(patch_size, mirrored, slice_axis)
-    augment.choose.prob_rotate = augment.choose.prob_scale = 0
-    random = np.random.default_rng(0)
-    labels = augment.finish(augment.gather([augment.cut(stored, random) for _ in range(30)]), CPU)["label"]
-    assert set(labels.float().diff(dim=kept + 2).sign().flatten().tolist()) == {1}
