@@ -58,6 +58,7 @@ def start() -> None:
     end_children_with_this_process()
     _keep_freed_memory()
     logging.getLogger("dev_collate").setLevel(logging.CRITICAL + 1)  # MONAI's, beside the error that follows anyway
+    logging.raiseExceptions = False  # a line that cannot be logged, on a full disk, is no reason for a traceback
     logging.getLogger("ignite").setLevel(logging.ERROR)
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # the error itself is shown once, at the end
     check_ids(sys.argv[1:])

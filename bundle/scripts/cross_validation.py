@@ -158,7 +158,10 @@ def _run(command: Sequence[str], fold: Fold) -> None:
         "PYTHONWARNINGS": ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), MONAIS_WARNING])),
         STARTED_BY: str(os.getpid()),
     }
-    if subprocess.run(command, env=environment).returncode:
+    # Any function has Python do, before the program starts, what end_children_with_this_process asks for at a fork: the
+    # program itself does not get to it before its imports.
+    early = (lambda: None) if os.name == "posix" else None
+    if subprocess.run(command, env=environment, preexec_fn=early).returncode:
         raise UserError(
             f"fold {fold.number} did not finish (its message stands above); once that is put right, the same command "
             "goes on from here"

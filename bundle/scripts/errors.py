@@ -48,9 +48,13 @@ def show_user_errors_plainly() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        try:
+            reason = one_line_reason(error)
+        except MemoryError as again:
+            reason = one_line_reason(again)
         if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted", file=sys.stderr)
-        elif reason := one_line_reason(error):
+        elif reason:
             print(f"\nerror: {reason}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)

@@ -6,6 +6,9 @@ import json
 import multiprocessing.popen_forkserver
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from generators import HARD_CASES, hard_case, oblique, straight, write_image, wr
 from PIL import Image
 
 from scripts.data.integrity import DatasetReport, Problem, _run, check_dataset, problem_lines
+
+BUNDLE = Path(__file__).parents[2] / "bundle"
 
 
 def check(root: Path) -> DatasetReport:
@@ -198,6 +203,26 @@ def test_a_helper_that_is_killed_as_it_starts_costs_nothing(monkeypatch: pytest.
 
     monkeypatch.setattr(multiprocessing.popen_forkserver.Popen, "_launch", launch)
     assert dict(_run(abs, [(-1,), (-2,)], workers=2)) == {0: 1, 1: 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")
+def test_the_server_of_the_workers_ends_with_its_starter(tmp_path: Path) -> None:
+    """At once, although it may be busy with imports, and with what it has forked."""
+    server = "import os, time; from scripts.data import fork_server; print(os.getpid(), os.fork(), flush=True)"
+    starter = f"""
+import subprocess, sys
+from scripts.data.fork_server import ending_with_this_process
+with ending_with_this_process():
+    subprocess.run([sys.executable, "-c", {server + "; time.sleep(60)"!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", starter], cwd=BUNDLE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first, _ = process.stdout.readline(), process.stdout.readline()
+    assert len(first.split()) == 2
+    process.kill()
+    began = time.monotonic()
+    process.stdout.read()  # ends when nobody is left who could write
+    assert time.monotonic() - began < 10
 
 
 def die_on_three(number: int) -> int:

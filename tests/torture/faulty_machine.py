@@ -274,6 +274,8 @@ def _kill_a_worker(pid: int, delay: float) -> None:
         children = [member for member in server.group_members(pid) if member != pid and not _is_tracker(member)]
         if children:
             time.sleep(delay)
+            if _is_tracker(children[-1]):  # only now has it become that
+                continue
             try:
                 os.kill(children[-1], signal.SIGKILL)
             except ProcessLookupError:

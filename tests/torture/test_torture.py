@@ -28,7 +28,7 @@ def test_short_campaign(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["part"] for row in rows} == {
-        part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS.split()
+        part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS
     }
     assert all(row["trials"] or row["note"] for row in rows), rows
 

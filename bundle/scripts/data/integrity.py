@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..workers import WatchedPool, default_workers, end_with_starter
+from . import fork_server
 from .case_report import CaseReport, Problem, examine_case
 from .files import image_suffix
 from .formats import drop_slice_axis
@@ -115,7 +116,8 @@ def _run_pool(
 ) -> Iterator[tuple[int, Any]]:
     """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost."""
     running: dict[Future, int] = {}
-    with WatchedPool(workers, mp_context=_context(), initializer=end_with_starter) as pool:
+    context = _context()
+    with fork_server.ending_with_this_process(), WatchedPool(workers, context, initializer=end_with_starter) as pool:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 index = waiting.pop()
@@ -135,7 +137,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([examine_case.__module__])
+    context.set_forkserver_preload([fork_server.__name__, examine_case.__module__])
     return context
 
 
