@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import re
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,9 @@ def test_a_pool_hands_its_reason_on() -> None:
         (system_error("EFBIG"), r"File too large: the system limits"),
         (system_error("EROFS", "/x"), r"^/x: Read-only file system: mend its permissions"),
         (system_error("EMFILE"), r"too many open files: .* ulimit -n"),
+        (system_error("ENOENT", b"/x/events"), r"^/x/events: No such file or directory: it is not there"),
+        (ImportError("/x/_agg.so: failed to map segment from shared object"), r"^memory ran out: "),
+        (OSError("codec configuration error when writing image file"), r"^memory ran out: "),
         (MemoryError(), r"^memory ran out: "),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
@@ -105,6 +110,25 @@ def test_a_pool_hands_its_reason_on() -> None:
 def test_what_the_machine_lacks_is_one_line_that_says_what_to_do(error: Exception, reason: str) -> None:
     shown = one_line_reason(caught(fail, error))
     assert shown is not None and "\n" not in shown and re.search(reason, shown), shown
+
+
+def test_no_room_for_the_locks_of_workers_is_one_of_shared_memory() -> None:
+    error = caught(multiprocessing.get_context("fork").Semaphore, -1)  # too many for a semaphore
+    assert isinstance(error, OSError) and "--shm-size" in str(one_line_reason(error))
+
+
+def test_what_goes_wrong_in_a_destructor_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HalfMade:
+        def __del__(self) -> None:
+            raise AttributeError("no _shutdown")
+
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    show_user_errors_plainly()
+    HalfMade()
+    assert capsys.readouterr().err == "\nwarning: AttributeError: no _shutdown (while cleaning up)\n"
 
 
 def test_the_file_that_was_being_written_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
 import subprocess
@@ -62,6 +63,19 @@ def test_all_are_tried_and_all_problems_listed(workers: int) -> None:
 def test_a_killed_worker_is_an_error_not_a_hang() -> None:
     with pytest.raises(UserError, match="fewer --workers"):
         list(map_cases(die, [1, 2, 3], "", 2))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_pool_without_memory_for_its_threads_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_thread(queue: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(multiprocessing.queues.Queue, "_start_thread", start_thread)
+        with pytest.raises(UserError, match="memory or threads ran out; try again with fewer --workers"):
+            list(map_cases(square, [1, 2], "", 2))
+    assert not multiprocessing.active_children(), "Python would wait for them at its end"
+    assert list(map_cases(square, [1, 2], "", 2)) == [1, 4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")

@@ -43,7 +43,8 @@ def in_one_line(error: BaseException) -> str:
 
 def show_user_errors_plainly() -> None:
     """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
-    is 1 as for every other error, which keeps its traceback. What an output cannot encode is written escaped.
+    is 1 as for every other error, which keeps its traceback. What goes wrong after the fact, in a destructor, is a
+    line too. What an output cannot encode is written escaped.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -60,7 +61,11 @@ def show_user_errors_plainly() -> None:
         else:
             threading.__excepthook__(failed)
 
-    sys.excepthook, threading.excepthook = hook, thread_hook
+    def ignored_hook(failed: sys.UnraisableHookArgs) -> None:  # of an object that is taken down half-made
+        if failed.exc_value is not None:
+            print(f"\nwarning: {in_one_line(failed.exc_value)} (while cleaning up)", file=sys.stderr)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, ignored_hook
     for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):  # closed

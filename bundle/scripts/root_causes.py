@@ -15,7 +15,7 @@ __all__ = ["Cause", "causes", "known_reason", "note_file", "root_cause"]
 
 TRACEBACK = "Traceback (most recent call last):\n"
 _BETWEEN = re.compile(r"\n\n(?:The above exception was the direct cause|During handling of the above exception)")
-_SYSTEM = re.compile(r"\[(?:Errno|WinError) (\d+)\] ([^:]+)(?:: '([^']*)')?")
+_SYSTEM = re.compile(r"\[(?:Errno|WinError) (\d+)\] ([^:]+)(?:: b?'([^']*)')?")
 _TEMPORARY = re.compile(r"\.[0-9a-f]+\.part\.?")  # in the name of a file that data/files.py has not renamed yet
 
 _NOTED = "_lightm_unet_file"  # attribute of an error: the file that was being written
@@ -25,6 +25,10 @@ _NOT_ALLOWED = "mend its permissions, or choose another folder or file"
 _FAILING = "the disk, or the network that it hangs on, fails; try again, or choose another folder"
 _MEMORY = "memory ran out: close other programs, or take fewer --num_workers (--workers), a smaller patch or image"
 _FILES = "too many open files: take fewer --num_workers, or allow more with ulimit -n"
+_SHARED_MEMORY = (
+    "the shared memory of the loader workers (/dev/shm) ran out: take --num_workers 0, or give the container more with "
+    "--shm-size"
+)
 _ENDED = "another process, such as a loader worker, ended: if memory ran out, take fewer --num_workers"
 _ADVICE = {
     "ENOSPC": _NO_ROOM,
@@ -50,8 +54,8 @@ _ADVICE = {
 _SAYINGS = {
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED": "the GPU's memory ran out: take a "
     "smaller --batch_size or patch_size (for inference: --sw_batch_size 1), or free the GPU of other programs",
-    r"shared memory|unable to write to file </torch_|torch_shm_manager": "the shared memory of the loader workers "
-    "(/dev/shm) ran out: take --num_workers 0, or give the container more with --shm-size",
+    r"failed to map segment from shared object|codec configuration error when writing": _MEMORY,  # dlopen's, Pillow's
+    r"shared memory|unable to write to file </torch_|torch_shm_manager": _SHARED_MEMORY,
     r"DataLoader worker .*(killed by signal|exited unexpectedly)": "a loader worker was killed, most likely because "
     "memory ran out: take fewer --num_workers",
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|bad_alloc|Unable to alloc|annot allocate": _MEMORY,
@@ -147,10 +151,16 @@ def _of_system(cause: Cause) -> str | None:
     if match is None:
         return None
     name, said, file = errno.errorcode.get(int(match[1]), ""), match[2], match[3]
-    if file and "/torch_" in file:  # a tensor on its way from a loader worker
-        return _SAYINGS[next(saying for saying in _SAYINGS if saying.startswith("shared memory"))]
+    if (file and "/torch_" in file) or _makes_semaphore(cause.error):  # a tensor on its way from a loader worker
+        return _SHARED_MEMORY
     place = f"{_TEMPORARY.sub('', file)}: " if file else ""
     return f"{place}{said}" + (f": {_ADVICE[name]}" if name in _ADVICE else "")
+
+
+def _makes_semaphore(error: BaseException | None) -> bool:
+    """Whether one of the locks between processes, which are files in /dev/shm, could not be made."""
+    frames = list(traceback.walk_tb(error.__traceback__)) if error is not None else []
+    return bool(frames) and frames[-1][0].f_globals.get("__name__") == "multiprocessing.synchronize"
 
 
 def _library(cause: Cause) -> str:

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from .errors import UserError, one_line_reason
 
 __all__ = [
     "STARTED_BY",
+    "WatchedPool",
     "default_workers",
     "end_children_with_this_process",
     "end_with_cross_validation",
@@ -82,15 +83,56 @@ def _outcomes(
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+    with WatchedPool(workers, context, initializer=_start_worker) as pool:
         try:
-            yield from pool.map(function, items)
+            for future in [pool.submit(function, item) for item in items]:
+                pool.first_done([future])
+                yield future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, probably for lack of memory: try again with fewer --workers"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # an interrupted run does not finish the queue
+
+
+class WatchedPool(ProcessPoolExecutor):
+    """A pool of processes that ends with an error when there is no memory for its threads: the one that leads it then
+    ends, and a plain ProcessPoolExecutor waits for ever.
+
+    Takes what a ProcessPoolExecutor takes.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._threads, self._children = set(threading.enumerate()), set(multiprocessing.active_children())
+        super().__init__(*arguments, **options)
+
+    def first_done(self, futures: Collection[Future]) -> set[Future]:
+        """Wait until one or more of these are done, and return those.
+
+        Raises:
+            UserError: none ever will be.
+        """
+        while True:
+            led = self._is_led()
+            if done := wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                return done
+            if not led:
+                raise UserError(
+                    "the worker processes cannot be led: memory or threads ran out; try again with fewer --workers"
+                )
+
+    def __exit__(self, *error: Any) -> None:
+        """Wait for the processes; those that nothing leads would wait for ever, and are killed."""
+        if self._is_led():
+            super().__exit__(*error)
+            return
+        for process in set(multiprocessing.active_children()) - self._children:
+            process.kill()
+            process.join()
+
+    def _is_led(self) -> bool:
+        return bool(set(threading.enumerate()) - self._threads)
 
 
 def end_with_starter() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.popen_forkserver
 import os
 import signal
 from pathlib import Path
@@ -184,6 +185,19 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
 def test_a_file_that_takes_its_reader_down_costs_only_its_case() -> None:
     results = dict(_run(die_on_three, [(i,) for i in range(6)], workers=2))
     assert results == {0: 0, 1: 1, 2: 4, 3: None, 4: 16, 5: 25}
+
+
+def test_a_helper_that_is_killed_as_it_starts_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """multiprocessing then waits for the number of its process, and says EOFError."""
+    start, killed = multiprocessing.popen_forkserver.Popen._launch, [EOFError("unexpected EOF"), BrokenPipeError()]
+
+    def launch(*arguments: object) -> None:
+        if killed:
+            raise killed.pop()
+        start(*arguments)
+
+    monkeypatch.setattr(multiprocessing.popen_forkserver.Popen, "_launch", launch)
+    assert dict(_run(abs, [(-1,), (-2,)], workers=2)) == {0: 1, 1: 2}
 
 
 def die_on_three(number: int) -> int:

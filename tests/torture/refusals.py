@@ -34,6 +34,7 @@ class Scenario:
         named: the message must hold one of these.
         setup: called in the child first.
         may_succeed: an answer is fine too (a fault that a command can work round).
+        may_crash: so is an end by SIGSEGV: libraries in C do not look at what they get of no memory.
         prepare: called first of all, for example to fill ground.out.
         around: what the command runs in, such as a disk that is small.
         act: called beside the running child with its process id, to do something to it.
@@ -46,6 +47,7 @@ class Scenario:
     named: tuple[str, ...]
     setup: server.Setup | None = None
     may_succeed: bool = False
+    may_crash: bool = False
     prepare: Callable[[], object] = lambda: None
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     act: Callable[[int], None] | None = None
@@ -122,6 +124,8 @@ def _run(scenario: Scenario, ground: Ground) -> tuple[server.Ended, dict[str, st
             scenario.act(pid)
         ended = server.finish(pid, ground.log, 60)
         problems = judge(ended, scenario.named, scenario.may_succeed)
+        if scenario.may_crash and ended.status == -signal.SIGSEGV:
+            problems = {}
         if complaint := scenario.then():
             problems["afterwards"] = complaint
         broken = [file for file in whole.broken_files(ground.out) if not file.startswith(scenario.broken)]

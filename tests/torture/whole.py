@@ -20,6 +20,7 @@ from PIL import Image
 DAYS = 86400
 # Differ between two runs that are the same: when, how long, and where the run lay.
 _TIMES = {"seconds", "samples_per_second", "data_seconds", "time", "date", "created", "evaluation_dir", "checkpoint"}
+_TIMES |= {"weights"}  # digests of files, in which PyTorch keeps the temporary name that they had
 
 
 def broken_files(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..workers import default_workers, end_with_starter
+from ..workers import WatchedPool, default_workers, end_with_starter
 from .case_report import CaseReport, Problem, examine_case
 from .files import image_suffix
 from .formats import drop_slice_axis
@@ -115,15 +115,15 @@ def _run_pool(
 ) -> Iterator[tuple[int, Any]]:
     """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost."""
     running: dict[Future, int] = {}
-    with ProcessPoolExecutor(workers, mp_context=_context(), initializer=end_with_starter) as pool:
+    with WatchedPool(workers, mp_context=_context(), initializer=end_with_starter) as pool:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 index = waiting.pop()
                 try:
                     running[pool.submit(function, *arguments[index])] = index
-                except BrokenProcessPool:
+                except (BrokenProcessPool, EOFError, ConnectionError):  # the latter: of one that starts, or the server
                     return [*running.values(), index]
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in pool.first_done(running):
                 if isinstance(future.exception(), BrokenProcessPool):
                     return list(running.values())
                 yield running.pop(future), future.result()
