@@ -122,6 +122,7 @@ class PatchLoader(DataLoader):
     def _on_gpu(self, source: Iterator[RawBatch]) -> Iterator[Batch]:
         self._reset(source)
         self._stream = self._stream or torch.cuda.Stream(self.device)  # each has memory of its own
+        before: torch.cuda.Event | None = None
         while True:
             self.fetch_next()
             self.prepare_next()
@@ -133,6 +134,9 @@ class PatchLoader(DataLoader):
             for tensor in batch.values():
                 tensor.record_stream(training)  # its memory is not the other stream's again before training is done
             yield batch
+            if before is not None:
+                before.synchronize()  # this process stays one step ahead, or batches would pile up on the GPU
+            before = training.record_event()
 
 
 def augmented_batch(augment: Augmentation, cuts: Sequence[Cut]) -> Batch:
