@@ -106,7 +106,8 @@ def test_no_patch_shares_the_random_numbers_that_chose_the_cases() -> None:
 @pytest.fixture
 def no_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a GPU's loader does, without one."""
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    event = SimpleNamespace(synchronize=lambda: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, record_event=lambda: event)
     for name, value in {
         "Stream": lambda device: stream,
         "stream": lambda stream: nullcontext(),

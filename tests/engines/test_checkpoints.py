@@ -329,6 +329,26 @@ def test_a_run_of_another_optimiser_does_not_go_on(tmp_path: Path) -> None:
         restore_run(trainer, Engine(lambda *_: None), net, scheduler, str(tmp_path), True)  # type: ignore[arg-type]
 
 
+def test_a_run_goes_on_with_this_devices_form_of_the_optimiser(tmp_path: Path) -> None:
+    """Such as one of an older version, or of a CPU, on a GPU."""
+    net = torch.nn.Linear(2, 1)
+    before = torch.optim.AdamW(decay_matrices(net, 0.3), lr=0.5)
+    net(torch.ones(1, 2)).sum().backward()
+    before.step()
+    content = {"network": net.state_dict(), "optimizer": before.state_dict(), "epoch": 1}
+    content |= dict.fromkeys(["scaler", "ema_pseudo_dice", "best_scores"])
+    torch.save(content, tmp_path / "checkpoint.pt")
+    now = torch.optim.AdamW(decay_matrices(net, 0.2), lr=0.25, fused=True)
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    trainer.state.max_epochs, trainer.optimizer = 2, now
+    schedule = torch.optim.lr_scheduler.LambdaLR(now, lambda epoch: 1.0)
+    restore_run(trainer, evaluator, net, schedule, str(tmp_path), True)  # type: ignore[arg-type]
+    assert [group["fused"] for group in now.param_groups] == [True, True]
+    assert [group["weight_decay"] for group in now.param_groups] == [0.2, 0] and now.param_groups[0]["lr"] == 0.25
+    now.step()
+    assert now.state_dict()["state"][0]["step"] == 2
+
+
 @pytest.mark.parametrize("content", [{"epoch": "1"}, {"epoch": 1}, None])
 def test_weights_are_no_state_of_a_training(content: dict[str, object] | None, tmp_path: Path) -> None:
     net = torch.nn.Linear(1, 1)

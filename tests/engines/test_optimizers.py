@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.engines.optimizers import decay_matrices
+from scripts.engines.optimizers import decay_matrices, runs_fused
 from scripts.networks import LightMUNet
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
@@ -53,3 +53,7 @@ def test_shipped_recipes(overlay: str, weight_decay: list[float], drop_path: flo
     optimizer = parser.get_parsed_content("optimizer")
     assert [group["weight_decay"] for group in optimizer.param_groups] == weight_decay
     assert parser.get_parsed_content("drop_path") == drop_path
+
+
+def test_a_step_is_fused_on_a_gpu_only() -> None:
+    assert runs_fused("cuda:1") and runs_fused(torch.device("cuda")) and not runs_fused("cpu")

@@ -108,9 +108,12 @@ class PatchLoader(DataLoader):
             self._raw = next(self._source, None)
 
     def prepare_next(self) -> None:
-        """Start the augmentation of the batch that was fetched."""
+        """Start the augmentation of the batch that was fetched, as soon as the GPU is done with the step before this
+        one: a process that is further ahead would pile up batches there."""
         if self._raw is None or self._ready is not None:
             return
+        if self._step_before is not None:
+            self._step_before.synchronize()
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self._ready, self._raw = self.augment.finish(self._raw, self.device), None
 
@@ -118,6 +121,7 @@ class PatchLoader(DataLoader):
         self._source: Iterator[RawBatch] = source
         self._raw: RawBatch | None = None
         self._ready: Batch | None = None
+        self._step_before: torch.cuda.Event | None = None
 
     def _on_gpu(self, source: Iterator[RawBatch]) -> Iterator[Batch]:
         self._reset(source)
@@ -132,6 +136,7 @@ class PatchLoader(DataLoader):
             training.wait_stream(self._stream)
             for tensor in batch.values():
                 tensor.record_stream(training)  # its memory is not the other stream's again before training is done
+            self._step_before = training.record_event()
             yield batch
 
 

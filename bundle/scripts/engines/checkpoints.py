@@ -493,9 +493,8 @@ def _restore_optimizer(
 ) -> None:
     """Take the saved moments but the config's hyperparameters, and wind its schedule on to ``epoch``."""
     configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, wanted in zip(optimizer.param_groups, configured, strict=True):
-        group.update(wanted)
+    groups = [{**group, **wanted} for group, wanted in zip(saved["param_groups"], configured, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns of a schedule that runs ahead of the optimiser
         for _ in range(epoch):

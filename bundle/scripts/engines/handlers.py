@@ -189,6 +189,8 @@ class EpochLog:
     def _end_iteration(self, engine: Engine) -> None:
         self.losses.append(engine.state.output["loss"].detach())
         self.samples += len(engine.state.batch["image"]) * world_size()
+        if engine.state.iteration % engine.state.epoch_length == 0:
+            self.losses[-1].item()  # a GPU may be some iterations behind: the clock waits for it
         self.trained = time.perf_counter()
 
     def _end_epoch(self, engine: Engine) -> None:
