@@ -17,6 +17,7 @@ from generators import HARD_CASES, hard_case, oblique, straight, write_image, wr
 from PIL import Image
 
 from scripts.data.integrity import DatasetReport, Problem, _run, check_dataset, problem_lines
+from scripts.errors import UserError
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 
@@ -203,6 +204,9 @@ def test_a_helper_that_is_killed_as_it_starts_costs_nothing(monkeypatch: pytest.
 
     monkeypatch.setattr(multiprocessing.popen_forkserver.Popen, "_launch", launch)
     assert dict(_run(abs, [(-1,), (-2,)], workers=2)) == {0: 1, 1: 2}
+    killed += [EOFError("unexpected EOF")] * 9
+    with pytest.raises(UserError, match="end as they start"):
+        list(_run(abs, [(-1,), (-2,)], workers=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")

@@ -16,20 +16,24 @@ from . import crash_points, refusals, server, whole
 from .table import Journal, Row, format_table
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = {"flipped bits", "many images", "power loss", "bad inputs", "faults", "kills"}
+PARTS = ("flips", "bad_inputs", "faults", "kills")  # the others need minutes, or root
 
 
 def test_short_campaign(tmp_path: Path) -> None:
-    """Half a minute of `make torture` on the bundle as it is."""
-    environment = os.environ | {"TIME": "24", "SEED": "1", "OUT": str(tmp_path), "PARTS": ""}
+    """Some trials of each part of `make torture`; seed 2 begins with kills of short commands."""
+    environment = os.environ | {"TIME": "12", "SEED": "2", "OUT": str(tmp_path), "PARTS": ",".join(PARTS)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+<<<<<<< HEAD
     assert {row["part"] for row in rows} == {
         part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS
     }
+=======
+    assert {row["part"] for row in rows} == {part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS}
+>>>>>>> mend
     assert all(row["trials"] or row["note"] for row in rows), rows
 
 

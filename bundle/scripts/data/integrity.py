@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import UserError
 from ..workers import WatchedPool, default_workers, end_with_starter
 from . import fork_server
 from .case_report import CaseReport, Problem, examine_case
@@ -27,6 +28,7 @@ from .layouts import DatasetDescription, case_files, read_dataset
 __all__ = ["CaseReport", "DatasetReport", "Problem", "check_dataset", "examine_case", "problem_lines"]
 
 SMALLEST_MM, LARGEST_MM = 1e-3, 100  # of voxels whose size in mm can be believed
+MOST_STARTS = 5  # of worker processes that are killed meanwhile
 MOST_NAMES = 20  # of files with one problem, in a line
 VOXELS = re.compile(r" in \d+ voxel\(s\)")  # by which alone files with one problem may differ
 
@@ -102,19 +104,24 @@ def _run(function: Callable, arguments: Sequence[tuple], workers: int) -> Iterat
     if workers == 0:
         yield from ((index, function(*values)) for index, values in enumerate(arguments))
         return
-    waiting, alone = list(range(len(arguments)))[::-1], []
+    waiting, alone, starts = list(range(len(arguments)))[::-1], [], iter(range(MOST_STARTS))
     while waiting:
-        lost = yield from _run_pool(function, arguments, waiting, workers)
+        lost = yield from _run_pool(function, arguments, waiting, workers, starts)
         alone += lost
     for index in alone:  # one of those that were under way broke the pool: each gets a process of its own
-        if (yield from _run_pool(function, arguments, [index], 1)):
-            yield index, None
+        waiting = [index]
+        while waiting:
+            if (yield from _run_pool(function, arguments, waiting, 1, starts)):
+                yield index, None
 
 
 def _run_pool(
-    function: Callable, arguments: Sequence[tuple], waiting: list[int], workers: int
+    function: Callable, arguments: Sequence[tuple], waiting: list[int], workers: int, starts: Iterator[int]
 ) -> Iterator[tuple[int, Any]]:
-    """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost."""
+    """Take calls off the end of ``waiting`` until none is left or the pool breaks; returns those that were lost.
+
+    A process that was killed while it started had no call yet, which costs one of ``starts``.
+    """
     running: dict[Future, int] = {}
     context = _context()
     with fork_server.ending_with_this_process(), WatchedPool(workers, context, initializer=end_with_starter) as pool:
@@ -123,8 +130,13 @@ def _run_pool(
                 index = waiting.pop()
                 try:
                     running[pool.submit(function, *arguments[index])] = index
-                except (BrokenProcessPool, EOFError, ConnectionError):  # the latter: of one that starts, or the server
+                except BrokenProcessPool:
                     return [*running.values(), index]
+                except (EOFError, ConnectionError) as error:
+                    if next(starts, None) is None:
+                        raise UserError("processes that read cases end as they start: try again") from error
+                    waiting.append(index)
+                    return list(running.values())
             for future in pool.first_done(running):
                 if isinstance(future.exception(), BrokenProcessPool):
                     return list(running.values())
