@@ -170,8 +170,8 @@ def _check_place(folder: Path, shown: Any, option: str) -> None:
 
 
 def _may_be_json(file: Path) -> bool:
-    """Whether a file is not there, empty, or begins as a JSON object does, whole or not."""
-    if not file.is_file():
+    """Whether a file is not there, is called so, is empty, or begins as a JSON object does, whole or not."""
+    if not file.is_file() or file.suffix.lower() == ".json":
         return True
     try:
         with file.open("rb") as stream:
