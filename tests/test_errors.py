@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset
 
+from scripts.data.leftovers import temporary_beside
 from scripts.errors import (
     UserError,
     find_user_error,
@@ -82,6 +83,10 @@ def test_a_pool_hands_its_reason_on() -> None:
     ("error", "reason"),
     [
         (system_error("ENOSPC", "/x/.0123456789ab.part.a.nii"), r"^/x/a.nii: No space left on device: make room"),
+        (
+            system_error("EISDIR", str(temporary_beside(Path("/x/a.nii")))),
+            r"^/x/a.nii: Is a directory",
+        ),
         (system_error("EFBIG"), r"File too large: the system limits"),
         (system_error("EROFS", "/x"), r"^/x: Read-only file system: mend its permissions"),
         (system_error("EMFILE"), r"too many open files: .* ulimit -n"),

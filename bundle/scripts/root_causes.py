@@ -16,7 +16,7 @@ __all__ = ["Cause", "causes", "known_reason", "note_file", "root_cause"]
 TRACEBACK = "Traceback (most recent call last):\n"
 _BETWEEN = re.compile(r"\n\n(?:The above exception was the direct cause|During handling of the above exception)")
 _SYSTEM = re.compile(r"\[(?:Errno|WinError) (\d+)\] ([^:]+)(?:: b?'([^']*)')?")
-_TEMPORARY = re.compile(r"\.[0-9a-f]+\.part\.?")  # in the name of a file that data/files.py has not renamed yet
+_TEMPORARY = re.compile(r"\.[0-9a-f]+(?:-\d+-[0-9a-f]+)?\.part\.?")  # in names that will be replaced
 
 _NOTED = "_lightm_unet_file"  # attribute of an error: the file that was being written
 

@@ -139,10 +139,15 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         ("data/out.nii.gz", "the name of an image"),
         ("data/bare/notes.txt/rules.json", "is a file, not a folder"),
         ("data/read.json", "which would be lost"),
+        ("data/settings.json", "and would be lost"),
+        ("data/model.pt", "and would be lost"),
     ],
 )
 def test_files_that_are_refused(data: Path, file: str, reason: str) -> None:
     touch(data / "data/read.json")
+    (data / "data/model.pt").write_bytes(b"PK\x03\x04weights")
+    (data / "data/old.json").write_text(' {"labels": {')  # half of what an earlier run wrote
+    check_output_file(data / "data/old.json", "--output")
     with pytest.raises(UserError, match=reason) as caught:
         check_output_file(data / file, "--output", [data / "data/bare/../read.json"])
     assert "\n" not in str(caught.value)

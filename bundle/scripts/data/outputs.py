@@ -21,6 +21,8 @@ from .leftovers import remove_leftovers, temporary_beside
 __all__ = ["check_names", "check_output_file", "check_output_folder", "open_folder", "refuse_foreign"]
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # the weights that the bundle ships
+# What runs, predictions, evaluations and reports write under these names.
+KEPT = {"settings.json", "cases.json", "predictions.json", "metrics.json", "summary.json"}
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:
@@ -57,8 +59,9 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
         inputs: files that are read.
 
     Raises:
-        UserError: it is a folder, one of the inputs, a dataset.json or an image; it lies among the images or labels of
-            a data set; or it cannot be written.
+        UserError: it is a folder, one of the inputs, a dataset.json, an image, a file of a run or of results, or one
+            that holds something else than JSON; it lies among the images or labels of a data set; or it cannot be
+            written.
     """
     place = _resolved(file, option)
     if place.is_dir():
@@ -67,6 +70,8 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
         raise UserError(f"{option} {file} is a file that is read, which would be lost: give another")
     if image_suffix(place) is not None:
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
+    if place.name in KEPT or not _may_be_json(place):
+        raise UserError(f"{option} {file} holds something else than what is written, and would be lost: give another")
     existing = _nearest(place.parent)
     if not existing.is_dir():
         raise UserError(f"cannot write {file}: {existing} is a file, not a folder; give another {option}")
@@ -162,6 +167,17 @@ def _check_place(folder: Path, shown: Any, option: str) -> None:
     held = data_set_folder(folder)
     if held is not None:
         raise UserError(f"{option} {shown}: {held} holds the images or labels of a data set: give a place elsewhere")
+
+
+def _may_be_json(file: Path) -> bool:
+    """Whether a file is not there, is called so, is empty, or begins as a JSON object does, whole or not."""
+    if not file.is_file() or file.suffix.lower() == ".json":
+        return True
+    try:
+        with file.open("rb") as stream:
+            return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"", b"{")
+    except OSError:  # said by whoever writes
+        return True
 
 
 def _ships_weights(folder: Path) -> bool:
