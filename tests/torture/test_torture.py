@@ -27,13 +27,7 @@ def test_short_campaign(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-<<<<<<< HEAD
-    assert {row["part"] for row in rows} == {
-        part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS
-    }
-=======
     assert {row["part"] for row in rows} == {part.replace("_", " ").replace("flips", "flipped bits") for part in PARTS}
->>>>>>> mend
     assert all(row["trials"] or row["note"] for row in rows), rows
 
 
