@@ -116,7 +116,10 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has, beside which the batches are held bit by bit
     yield
+    torch.set_num_threads(threads)
 
 
 def for_a_gpu(loader: PatchLoader) -> PatchLoader:
