@@ -57,6 +57,17 @@ def test_inference_is_training_without_gradients() -> None:
     torch.testing.assert_close(quick, net(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_layout_throughout(channels: int) -> None:
+    """Also behind a stem of one channel, which lies both ways."""
+    net, layouts = LightMUNet(3, channels, 2, 8, conv_stages=2, stem="full", **SMALL), []
+    for stage in (*net.encoder, *net.decoder):
+        stage.register_forward_hook(lambda module, inputs, output: layouts.append(output))
+    with torch.no_grad():
+        net(torch.randn(1, channels, 8, 12, 8))
+    assert len(layouts) == 5 and all(x.is_contiguous(memory_format=torch.channels_last_3d) for x in layouts)
+
+
 def test_recomputed_stages_are_the_same() -> None:
     torch.manual_seed(0)
     plain = LightMUNet(2, 1, 3, 8, conv_stages=1, **SMALL)

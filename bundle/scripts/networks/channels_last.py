@@ -17,6 +17,7 @@ from ..ops import fused
 
 __all__ = [
     "depthwise_separable",
+    "laid_out_like",
     "max_pool",
     "norm_act",
     "norm_act_conv",
@@ -46,6 +47,13 @@ def to_channels_last(x: Tensor) -> Tensor:
         # One channel lies both ways; cuDNN goes by the strides, and its result lies as its input does.
         x = x.as_strided(x.shape, [1 if axis == 1 else stride for axis, stride in enumerate(x.stride())])
     return x
+
+
+def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+    """x with its channels as neighbours in memory where those of ``other`` are: some of PyTorch's convolutions give
+    another layout than they get, and all that follows would go on in it."""
+    memory_format = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return to_channels_last(x) if other.is_contiguous(memory_format=memory_format) else x
 
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:

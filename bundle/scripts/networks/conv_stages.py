@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 
+from .channels_last import laid_out_like
 from .convolutions import norm_act, norm_act_conv, transposed
 
 __all__ = ["ConvDecoderStage", "DenseBlock", "NormActConv"]
@@ -39,7 +40,7 @@ class NormActConv(nn.Module):
         self.recompute = recompute
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return norm_act_conv(self.norm, self.act, self.conv, x, self.recompute)
+        return laid_out_like(norm_act_conv(self.norm, self.act, self.conv, x, self.recompute), x)
 
 
 class DenseBlock(nn.Sequential):
@@ -69,4 +70,4 @@ class ConvDecoderStage(nn.Module):
         self.act = get_act_layer(act)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return norm_act(self.norm, self.act, self.blocks(self.upsample(x) + skip))
+        return norm_act(self.norm, self.act, self.blocks(laid_out_like(self.upsample(x), skip) + skip))

@@ -153,8 +153,10 @@ class LightMUNet(nn.Module):
         if isinstance(x, MetaTensor):  # metadata says nothing about feature maps, and tracking it is slow
             x = x.as_tensor()
         if self._prefers_channels_last(x):  # throughout: two layouts cost copies in every norm, pool and sum
-            x = to_channels_last(x)
-        x = self.dropout(convolve(self.stem, x))
+            x = to_channels_last(convolve(self.stem, to_channels_last(x)))
+        else:
+            x = convolve(self.stem, x)
+        x = self.dropout(x)
         skips: list[torch.Tensor] = []
         for stage in self.encoder:
             x = stage(x)
