@@ -93,6 +93,7 @@ def test_a_pool_hands_its_reason_on() -> None:
         (system_error("ENOENT", b"/x/events"), r"^/x/events: No such file or directory: it is not there"),
         (ImportError("/x/_agg.so: failed to map segment from shared object"), r"^memory ran out: "),
         (OSError("codec configuration error when writing image file"), r"^memory ran out: "),
+        (RuntimeError("could not create a primitive"), r"^memory ran out: "),
         (MemoryError(), r"^memory ran out: "),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),

@@ -55,6 +55,7 @@ _SAYINGS = {
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED": "the GPU's memory ran out: take a "
     "smaller --batch_size or patch_size (for inference: --sw_batch_size 1), or free the GPU of other programs",
     r"failed to map segment from shared object|codec configuration error when writing": _MEMORY,  # dlopen's, Pillow's
+    r"could not (?:create|execute) a primitive|^encoding error 1$": _MEMORY,  # oneDNN's, WebP's
     r"shared memory|unable to write to file </torch_|torch_shm_manager": _SHARED_MEMORY,
     r"DataLoader worker .*(killed by signal|exited unexpectedly)": "a loader worker was killed, most likely because "
     "memory ran out: take fewer --num_workers",

@@ -9,12 +9,15 @@ from . import disks, faulty_files, faulty_machine, refusals
 from .ground import Ground
 from .table import Journal
 
+SHORT = 60  # seconds: what a machine's load decides is for longer campaigns
+
 
 def run(ground: Ground, journal: Journal, rng: random.Random, until: float) -> None:
     """Faults of the machine, then those of files."""
-    half = (time.monotonic() + until) / 2
+    seconds = until - time.monotonic()
+    half = until - seconds / 2
     row = journal.row("faults", "machine")
-    refusals.run_all(faulty_machine.scenarios(ground), ground, journal, row, rng, half)
+    refusals.run_all(faulty_machine.scenarios(ground, starving=seconds > SHORT), ground, journal, row, rng, half)
     if reason := disks.why_not():
         row.note += f" full disks skipped: {reason}"
     row = journal.row("faults", "files")

@@ -134,7 +134,9 @@ def _run_pool(
                     return [*running.values(), index]
                 except (EOFError, ConnectionError) as error:
                     if next(starts, None) is None:
-                        raise UserError("processes that read cases end as they start: try again") from error
+                        raise UserError(
+                            "the workers that read cases are killed as they start: try again, or with --workers 1"
+                        ) from error
                     waiting.append(index)
                     return list(running.values())
             for future in pool.first_done(running):
