@@ -304,6 +304,13 @@ def test_documented_files_exist() -> None:
             assert (BUNDLE / path).exists() or (REPOSITORY / path).exists(), f"{document} names {path}"
 
 
+def test_nothing_but_the_bundle_is_tracked_in_it() -> None:
+    """What a command or a campaign left there would be published."""
+    done = subprocess.run(["git", "ls-files", "bundle"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    parts = {Path(file).parts[1] for file in done.stdout.splitlines()}
+    assert parts <= {"LICENSE", "configs", "docs", "models", "scripts"}
+
+
 def test_nothing_claims_clinical_use(metadata: dict[str, Any]) -> None:
     assert "research only" in metadata["intended_use"].lower()
     texts = {document: read(document) for document in DOCUMENTS} | {"metadata.json": METADATA.read_text()}

@@ -29,15 +29,9 @@ __all__ = [
 
 def unavailable(x: Tensor) -> str | None:
     """Why the steps of this file cannot take x; None: they can. On a CPU only Triton's interpreter runs them."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return "the network is being traced or compiled"
-    if x.dtype == torch.float64:
-        return "the kernels compute in float32"
-    if not x.is_cuda:
-        return "needs an NVIDIA GPU"
-    if not x.movedim(1, -1).is_contiguous():
-        return "the channels are no neighbours in memory"
-    return fused.unavailable(x.device)
+    if (reason := fused.unavailable_for(x)) is not None:
+        return reason
+    return None if x.movedim(1, -1).is_contiguous() else "the channels are no neighbours in memory"
 
 
 def to_channels_last(x: Tensor) -> Tensor:

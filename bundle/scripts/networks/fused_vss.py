@@ -76,15 +76,10 @@ def unavailable(layer: VSSLayer, x: Tensor) -> str | None:
 
     Only where the scan is one of the GPU's own kernels: the other backends stand for the plain network.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return "the network is being traced or compiled"
-    if x.dtype == torch.float64:
-        return "the kernels compute in float32"
-    if not x.is_cuda:
-        return "needs an NVIDIA GPU"
-    if (backend := choose_backend(x.device, layer.mamba.backend)) not in ("cuda", "triton"):
-        return f"the scan is {backend}'s"
-    return fused.unavailable(x.device)
+    if (reason := fused.unavailable_for(x)) is not None:
+        return reason
+    backend = choose_backend(x.device, layer.mamba.backend)
+    return None if backend in ("cuda", "triton") else f"the scan is {backend}'s"
 
 
 def forward(layer: VSSLayer, x: Tensor) -> Tensor:

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from ..triton_support import unavailable
 
-__all__ = ["check_dtype", "device_guard", "unavailable"]
+__all__ = ["check_dtype", "device_guard", "unavailable", "unavailable_for"]
+
+
+def unavailable_for(x: Tensor) -> str | None:
+    """Why a network cannot take the kernels' way with x; None: it can. Triton's interpreter is for tests alone."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return "the network is being traced or compiled"
+    if x.dtype == torch.float64:
+        return "the kernels compute in float32"
+    return unavailable(x.device) if x.is_cuda else "needs an NVIDIA GPU"
 
 
 def check_dtype(name: str, x: Tensor) -> None:
