@@ -57,7 +57,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
     """Train and evaluate once, and write the run's record, unless it is there."""
-    from scripts.data.files import replacing
+    from scripts.common.atomic_writing import replacing
 
     task = json.loads(args.task.read_text(encoding="utf-8"))
     budget = f"{args.seconds:g}s" if args.seconds else f"{args.iterations}it"

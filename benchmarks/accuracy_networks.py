@@ -97,7 +97,7 @@ class DeepLoss(DeepSupervisionLoss):
     """The bundle's loss at each of a deeply supervised network's resolutions, half the weight at half the size."""
 
     def __init__(self) -> None:
-        from scripts.losses import DiceCELoss
+        from scripts.engines.losses import DiceCELoss
 
         super().__init__(DiceCELoss())
 

@@ -37,11 +37,11 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.data.augmentation import Augmentation  # noqa: E402
 from scripts.data.datalist import load_cases  # noqa: E402
-from scripts.data.images import LoadCased  # noqa: E402
 from scripts.data.loading import PatchLoader, RandomCases, augmented_batch  # noqa: E402
 from scripts.data.preparation import prepare_cases  # noqa: E402
 from scripts.data.prepared import PreparedDataset  # noqa: E402
 from scripts.data.transforms import preprocessing  # noqa: E402
+from scripts.images.cases import LoadCased  # noqa: E402
 
 BENCHMARK = "dataloading"
 CT_SHAPE = (512, 512, 200)

@@ -1,6 +1,6 @@
 """Peak memory of a train step of LightM-UNet, as a line a + b * voxels that planning reads, and a Markdown table.
 
-    python benchmarks/memory.py --device cuda                        # writes bundle/scripts/data/memory.json
+    python benchmarks/memory.py --device cuda                        # writes bundle/scripts/planning/memory.json
     python benchmarks/memory.py --device cpu --tiny                  # a trial of the script; prints only
     python benchmarks/memory.py --from-json FILE.json                # prints the table of a file again
 
@@ -31,12 +31,12 @@ from network_candidates import default_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.data.memory import GIB, MODES, StepMemory
-from scripts.data.readable_json import write_json
-from scripts.losses import DiceCELoss
+from scripts.common.readable_json import write_json
+from scripts.engines.losses import DiceCELoss
 from scripts.networks import LightMUNet
+from scripts.planning.memory import GIB, MODES, StepMemory
 
-MEMORY_JSON = Path(__file__).resolve().parents[1] / "bundle" / "scripts" / "data" / "memory.json"
+MEMORY_JSON = Path(__file__).resolve().parents[1] / "bundle" / "scripts" / "planning" / "memory.json"
 FILTERS = (32, 16, 8, 64)  # the likeliest first, should time run out
 CLASSES, MANY_CLASSES = 3, 35
 # Batch, then the patch. The batch is the smallest that planning chooses: the inside of a VSS layer is computed item by

@@ -90,7 +90,7 @@ def default(shape: Shape, **options: Any) -> nn.Module:
 
 def default_options() -> dict[str, Any]:
     """Arguments of LightMUNet that planning and configs/train.json choose."""
-    from scripts.data.network_settings import CONV_STAGES
+    from scripts.planning.network_settings import CONV_STAGES
 
     config = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))
     return {"conv_stages": CONV_STAGES} | {

@@ -29,8 +29,8 @@ from skimage import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bundle"))
 
-from scripts.components import find_components, find_holes, keep_components
 from scripts.metrics import case_scores
+from scripts.metrics.components import find_components, find_holes, keep_components
 from scripts.metrics.surface import surface
 
 BENCHMARK = "postprocessing"

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 REPOSITORY = Path(__file__).parents[1]
 BUNDLE = REPOSITORY / "bundle"
 sys.path.insert(0, str(BUNDLE))
-sys.path.insert(0, str(REPOSITORY / "tests/data"))  # generators, for tests in other folders
+sys.path.insert(0, str(REPOSITORY / "tests/helpers"))  # generators, for tests in other folders
 
 
 @pytest.fixture

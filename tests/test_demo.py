@@ -13,7 +13,7 @@ from nibabel.affines import apply_affine
 from PIL import Image
 
 from scripts import demo
-from scripts.errors import UserError
+from scripts.common.errors import UserError
 
 BUNDLE = Path(demo.__file__).parents[1]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from report_cases import cube, write
 
+from scripts.engines.provenance import Run, write_provenance
 from scripts.networks import LightMUNet
-from scripts.provenance import Run, write_provenance
 
 REPOSITORY = Path(__file__).parents[1]
 Result = subprocess.CompletedProcess[str]

@@ -26,10 +26,11 @@ from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
-from .data.files import replacing
-from .data.outputs import check_output_folder, open_folder, refuse_foreign
-from .errors import UserError, show_user_errors_plainly
-from .provenance import predicted_cases
+from .common import BUNDLE_ROOT
+from .common.atomic_writing import replacing
+from .common.errors import UserError, show_user_errors_plainly
+from .engines.provenance import predicted_cases
+from .images.outputs import check_output_folder, open_folder, refuse_foreign
 
 __all__ = [
     "crop_box",
@@ -97,7 +98,7 @@ def write_inputs(template: SpatialImage, input_dir: Path) -> dict[str, Path]:
     """Write each side's region as NIfTI; returns side -> file.
 
     Raises:
-        UserError: nothing may be written there (see data/outputs.py), or other images of these names are there.
+        UserError: nothing may be written there (see images/outputs.py), or other images of these names are there.
     """
     check_output_folder(input_dir, "--output_dir")
     paths = {side: input_dir / f"hippocampus_{side}.nii.gz" for side in hippocampus_boxes()}
@@ -302,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line. Raises UserError, which the command line shows as one line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="where everything is written")
-    parser.add_argument("--bundle_root", type=Path, default=Path(__file__).parents[1], help="the bundle's folder")
+    parser.add_argument("--bundle_root", type=Path, default=BUNDLE_ROOT, help="the bundle's folder")
     options = parser.parse_args(arguments)
     run_demo(options.output_dir.resolve(), options.bundle_root.resolve())
 

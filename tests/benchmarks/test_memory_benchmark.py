@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.data.memory import GIB, load_memory_table, step_memory
+from scripts.planning.memory import GIB, load_memory_table, step_memory
 
 
 @pytest.fixture

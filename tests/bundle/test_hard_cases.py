@@ -13,7 +13,7 @@ import pytest
 import torch
 from generators import DataSet, hard_case, write_msd, write_nnunet
 
-from scripts.data.formats import read_raw
+from scripts.images.formats import read_raw
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"

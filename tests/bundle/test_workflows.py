@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.errors import find_user_error
+from scripts.common.errors import find_user_error
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"

@@ -18,9 +18,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, download, verify_metadata, verify_net_in_out
 
-from scripts.command_line import check_ids
-from scripts.data.planning import KEYS
+from scripts.common.command_line import check_ids
 from scripts.networks import LightMUNet
+from scripts.planning.make_plan import KEYS
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLE = REPOSITORY / "bundle"

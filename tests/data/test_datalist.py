@@ -9,9 +9,9 @@ import pytest
 from generators import hard_case, write_nnunet
 from sklearn.model_selection import KFold
 
+from scripts.common.errors import UserError
 from scripts.data.datalist import k_fold, load_cases
-from scripts.data.files import case_name
-from scripts.errors import UserError
+from scripts.images.files import case_name
 
 LABELS = {"anterior": 1, "posterior": 2}
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from generators import hard_case, write_msd, write_nnunet
 
-from scripts.data.label_names import read_labels
+from scripts.common.errors import UserError
 from scripts.data.layouts import DatasetDescription, read_dataset
-from scripts.errors import UserError
+from scripts.images.label_names import read_labels
 
 FILE = Path("dataset.json")
 

@@ -15,15 +15,15 @@ import torch
 from generators import write_image
 from monai.transforms import Compose
 
+from scripts.common.errors import UserError
 from scripts.data import preparation
 from scripts.data.augmentation import Augmentation
-from scripts.data.headers import read_header
-from scripts.data.images import LoadCased
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
 from scripts.data.transforms import preprocessing
-from scripts.errors import UserError
+from scripts.images.cases import LoadCased
+from scripts.images.headers import read_header
 
 LABELS = {"a": 1, "b": 5}
 AFFINE = np.diag([-1, 1, 2, 1.0])

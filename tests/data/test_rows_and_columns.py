@@ -13,18 +13,18 @@ import SimpleITK as sitk
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from scripts.data.files import prediction_suffix
-from scripts.data.fingerprint import fingerprint
-from scripts.data.headers import read_header
-from scripts.data.images import LoadCased, load_image, save_label_map, save_probabilities
-from scripts.data.integrity import check_dataset
-from scripts.data.memory import load_memory_table
-from scripts.data.pairs import Pair, physical_spacing, read_label_map, read_pair
-from scripts.data.plan import Wishes
-from scripts.data.planning import make_plan
+from scripts.common.errors import UserError
 from scripts.data.prepared import PreparedDataset
-from scripts.data.task import Task
-from scripts.errors import UserError
+from scripts.images.cases import LoadCased, load_image, save_label_map, save_probabilities
+from scripts.images.files import prediction_suffix
+from scripts.images.headers import read_header
+from scripts.images.pairs import Pair, physical_spacing, read_label_map, read_pair
+from scripts.images.task import Task
+from scripts.planning.fingerprint import fingerprint
+from scripts.planning.integrity import check_dataset
+from scripts.planning.make_plan import make_plan
+from scripts.planning.memory import load_memory_table
+from scripts.planning.plan import Wishes
 
 CONFIGS = Path(__file__).parents[2] / "bundle/configs"
 RNG = np.random.default_rng(0)

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from scripts.data.images import LoadCased
+from scripts.common.errors import UserError, find_user_error
 from scripts.data.normalization import Normalized
 from scripts.data.transforms import CropNonzerod, LabelIndexd, check_patch_size, image_dims, preprocessing
-from scripts.errors import UserError, find_user_error
-from scripts.postprocessing import to_label_map
+from scripts.images.cases import LoadCased
+from scripts.postprocessing.label_maps import to_label_map
 
 LABELS = {"a": 1}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from scripts.common.errors import UserError
 from scripts.engines.checkpoints import (
     SaveCheckpoints,
     check_preparation,
@@ -25,7 +26,6 @@ from scripts.engines.checkpoints import (
 )
 from scripts.engines.optimizers import decay_matrices
 from scripts.engines.pretrained import start_from
-from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
 

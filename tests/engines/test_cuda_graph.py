@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.engines import SupervisedTrainer
 
+from scripts.common.errors import UserError
 from scripts.engines.cuda_graph import RecordCudaGraph
-from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
 SHAPE = (2, 1, 16, 16)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
+from scripts.common.errors import UserError
 from scripts.engines.ensemble import Ensemble, checkpoint_paths, load_checkpoints, with_ensemble
 from scripts.engines.inferers import FlipTTAInferer
-from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
 

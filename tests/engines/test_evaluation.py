@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from ignite.engine import Engine, Events
 
+from scripts.common.errors import UserError
 from scripts.engines.checkpoints import weights_digest
 from scripts.engines.evaluation import SaveScores, check_evaluation_dir, evaluate
-from scripts.errors import UserError
+from scripts.engines.provenance import Run, write_provenance
 from scripts.metrics import write_csv
-from scripts.provenance import Run, write_provenance
 
 
 def cases(names: str) -> list[dict[str, str]]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from scripts.common.errors import UserError
 from scripts.engines.handlers import EpochLog, ValidationScores
-from scripts.errors import UserError
 
 
 def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> None:

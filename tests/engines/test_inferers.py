@@ -8,8 +8,8 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
+from scripts.common.errors import UserError
 from scripts.engines.inferers import FlipTTAInferer, sliding_window, with_flips
-from scripts.errors import UserError
 
 
 def position_weighted(x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from monai.transforms import Compose
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from scripts.data.images import LoadCased, load_image
+from scripts.common.errors import UserError
 from scripts.engines.finished import prediction_problem
 from scripts.engines.prediction import (
     BrokenCase,
@@ -29,8 +29,8 @@ from scripts.engines.prediction import (
     input_cases,
     predict,
 )
-from scripts.errors import UserError
-from scripts.provenance import Run, read_provenance, record_predictions, write_provenance
+from scripts.engines.provenance import Run, read_provenance, record_predictions, write_provenance
+from scripts.images.cases import LoadCased, load_image
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.common.errors import UserError
 from scripts.engines.pretrained import start_from
-from scripts.errors import UserError
 from scripts.networks import LightMUNet
 
 

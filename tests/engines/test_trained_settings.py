@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from monai.bundle import ConfigParser
 
+from scripts.common.errors import UserError
 from scripts.engines.trained_settings import as_trained
-from scripts.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "bundle/configs"
 

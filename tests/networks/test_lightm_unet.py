@@ -15,7 +15,7 @@ from scripts.networks import LightMUNet
 from scripts.networks.reference_weights import from_reference, read_reference_checkpoint
 from scripts.ops.selective_scan import backend_report
 
-DATA = Path(__file__).parents[1] / "data"
+PARITY = Path(__file__).parents[1] / "parity"
 # spatial_dims, in_channels, out_channels, init_filters -> parameters (counted on the authors' code)
 PARAMETERS = {
     (2, 3, 2, 8): 380_821,
@@ -30,7 +30,7 @@ PARAMETERS = {
 @pytest.fixture(params=["2d", "3d"])
 def reference(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
     """What the authors' network computed with its CUDA scan."""
-    with np.load(DATA / f"lightmunet_{request.param}.npz") as arrays:
+    with np.load(PARITY / f"lightmunet_{request.param}.npz") as arrays:
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scripts.ops.selective_scan import BackendError, backend_report, choose_backend, cuda_gpu, nvrtc, selective_scan
 
-PARITY = Path(__file__).resolve().parents[1] / "data" / "selective_scan.npz"
+PARITY = Path(__file__).resolve().parents[1] / "parity" / "selective_scan.npz"
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda"
 BACKENDS = ("cuda", "triton")

@@ -13,16 +13,9 @@ from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scripts.ops.selective_scan import (
-    BackendError,
-    backend_report,
-    choose_backend,
-    chunked,
-    cuda_gpu,
-    selective_scan,
-)
+from scripts.ops.selective_scan import BackendError, backend_report, choose_backend, chunked, cuda_gpu, selective_scan
 
-PARITY = Path(__file__).resolve().parents[1] / "data" / "selective_scan.npz"
+PARITY = Path(__file__).resolve().parents[1] / "parity" / "selective_scan.npz"
 # "triton" computes in float32 only, and on a CPU in an interpreter: it has tests of its own, test_triton_gpu.py.
 ON_CPU = [name for name, reason in backend_report("cpu").items() if reason is None and name != "triton"]
 FASTER = [name for name in ON_CPU if name != "naive"]

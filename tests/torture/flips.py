@@ -124,7 +124,7 @@ def prepare(dataset: Any) -> None:
 
 def _prepared_dataset(ground: Ground, folder: Path) -> Any:
     """The volumes as a training has them, with a preprocessing that only loads."""
-    prepared, images = (importlib.import_module(f"scripts.data.{name}") for name in ("prepared", "images"))
+    prepared, images = (importlib.import_module(f"scripts.{name}") for name in ("data.prepared", "images.cases"))
     from monai.transforms import Compose
 
     names = sorted(file.name.removesuffix(".nii.gz") for file in (ground.volumes / "labelsTr").iterdir())
@@ -153,7 +153,7 @@ def _write_image(file: Path) -> Path:
 
 
 def _read_image(file: Path) -> np.ndarray:
-    return importlib.import_module("scripts.data.formats").read_raw(file).array.copy()
+    return importlib.import_module("scripts.images.formats").read_raw(file).array.copy()
 
 
 def _read_weights(file: Path) -> Any:

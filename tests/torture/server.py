@@ -165,7 +165,8 @@ def _become(command: list[str], setup: Setup | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = sys.__excepthook__
     sys.argv = list(command)
-    sys.modules.pop(command[0], None)  # imported by preload; runpy would warn
+    for name in (command[0], f"{command[0]}.__main__"):
+        sys.modules.pop(name, None)  # imported by preload; runpy would warn
     try:
         if setup:
             setup()

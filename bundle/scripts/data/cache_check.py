@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .leftovers import temporary_beside
+from ..common.leftovers import temporary_beside
 
 __all__ = ["LIST", "NO_LIST", "find_damage", "list_arrays", "renew", "renewed_place"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..command_line import or_none
-from ..errors import UserError
-from .foreign_names import composed
+from ..common.command_line import or_none
+from ..common.errors import UserError
+from ..images.foreign_names import composed
 from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
 __all__ = ["k_fold", "load_cases", "read_splits"]

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..errors import UserError
-from .files import case_name, check_case_name, image_suffix, split_channel
-from .foreign_names import composed, find_file
-from .label_names import read_labels
+from ..common.errors import UserError
+from ..images.files import case_name, check_case_name, image_suffix, split_channel
+from ..images.foreign_names import composed, find_file
+from ..images.label_names import read_labels
 
 __all__ = ["NUM_FOLDS", "DatasetDescription", "case_files", "read_dataset"]
 

@@ -15,8 +15,8 @@ import torch
 from monai.data import DataLoader
 from torch.utils.data import Dataset, Sampler
 
-from ..command_line import or_none
-from ..distributed import rank
+from ..common.command_line import or_none
+from ..common.distributed import rank
 from .augmentation import Augmentation, Cut, RawBatch
 
 __all__ = ["PatchLoader", "RandomCases", "Sample", "augmented_batch"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.transforms import MapTransform
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 __all__ = ["Normalized", "normalizer"]
 

@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..command_line import or_none
-from ..distributed import gather_objects, is_main_process, shard
-from ..errors import UserError, find_user_error, one_line_reason
+from ..common.command_line import or_none
+from ..common.distributed import gather_objects, is_main_process, shard
+from ..common.errors import UserError, find_user_error, one_line_reason
+from ..images.cases import first_file
+from ..images.formats import planar_axes
+from ..images.headers import read_header
 from .cache_check import NO_LIST, find_damage
-from .formats import planar_axes
-from .headers import read_header
-from .images import first_file
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size, resampling_problem
 

@@ -29,15 +29,16 @@ import torch
 from monai.data import Dataset
 from monai.transforms import Transform
 
-from ..command_line import as_typed, or_none
+from ..common.atomic_writing import flush_file, flush_folder, replacing
+from ..common.command_line import as_typed, or_none
+from ..common.leftovers import temporary_beside
+from ..images.files import case_name, check_case_name
+from ..images.formats import columns_first, shallow_before
+from ..images.formats.itk import voxel_files
+from ..images.formats.tiff import tiff_spacing_file
 from .augmentation import Augmentation
 from .cache_check import find_damage, list_arrays, renew, renewed_place
-from .files import case_name, check_case_name, flush_file, flush_folder, replacing
-from .formats import columns_first, shallow_before
-from .itk import voxel_files
-from .leftovers import temporary_beside
 from .loading import Sample
-from .tiff import tiff_spacing_file
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 

@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from scipy.ndimage import spline_filter1d
 
-from ..errors import UserError
-from .geometry import LARGEST_STEP, spacing_of
+from ..common.errors import UserError
+from ..images.geometry import LARGEST_STEP, spacing_of
 
 __all__ = ["Resampled", "resampled_size", "resampling_problem", "resize", "resize_label_map", "thin_axis", "with_meta"]
 

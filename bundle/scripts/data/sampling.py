@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from ..command_line import or_none
+from ..common.command_line import or_none
 
 __all__ = ["FOREGROUND_SHARE", "PatchSampler", "Region", "in_plane", "rotation_range"]
 

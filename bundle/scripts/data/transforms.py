@@ -10,9 +10,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Transform
 
-from ..command_line import as_flag, or_none
-from ..errors import UserError
-from .label_names import LARGEST_VALUE
+from ..common.command_line import as_flag, or_none
+from ..common.errors import UserError
+from ..images.label_names import LARGEST_VALUE
 from .normalization import Normalized, Scheme
 from .resampling import Resampled, with_meta
 

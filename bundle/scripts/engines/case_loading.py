@@ -11,8 +11,8 @@ from typing import Any
 from monai.data import DataLoader, Dataset, list_data_collate
 from torch.utils.data import Subset
 
-from ..data.images import first_file
-from ..errors import UserError, find_user_error, in_one_line
+from ..common.errors import UserError, find_user_error, in_one_line
+from ..images.cases import first_file
 
 __all__ = ["BrokenCase", "CaseDataset", "collate", "is_unicode", "load_past_deaths", "printable"]
 

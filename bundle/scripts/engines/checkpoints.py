@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..command_line import as_flag, as_typed, differing, or_none
-from ..data.files import replacing
+from ..common.atomic_writing import replacing
+from ..common.command_line import as_flag, as_typed, differing, or_none
+from ..common.distributed import is_main_process
+from ..common.errors import UserError, in_one_line
+from ..common.leftovers import remove_leftovers
+from ..common.readable_json import read_json
 from ..data.layouts import case_files
-from ..data.leftovers import remove_leftovers
-from ..data.outputs import check_output_folder, open_folder, refuse_foreign
-from ..data.readable_json import read_json
-from ..distributed import is_main_process
-from ..errors import UserError, in_one_line
+from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..networks import conv_stages_of
 from ..networks.weight_files import UnsoundWeightsError, read_weight_file
 from .clean_start import start_clean
@@ -153,7 +153,7 @@ def open_run(
 
     Raises:
         UserError: the folder holds a run and ``resume`` is false, or the other way round; it holds files that a run
-            would replace; nothing may be written there (see data/outputs.py); another process trains in it; or the
+            would replace; nothing may be written there (see images/outputs.py); another process trains in it; or the
             old run had other settings.
     """
     inputs = [file for case in cases for file in case_files(case)]

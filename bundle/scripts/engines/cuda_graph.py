@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from ignite.engine import Engine, Events
 
-from ..command_line import as_flag
-from ..distributed import world_size
-from ..errors import UserError, in_one_line
+from ..common.command_line import as_flag
+from ..common.distributed import world_size
+from ..common.errors import UserError, in_one_line
 
 __all__ = ["RecordCudaGraph"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .checkpoints import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]

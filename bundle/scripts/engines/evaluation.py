@@ -12,20 +12,20 @@ from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 from monai.engines import Evaluator
 
-from ..command_line import or_none
-from ..data.files import case_name
-from ..data.images import first_file
+from ..common.command_line import or_none
+from ..common.distributed import gather_objects, is_main_process
+from ..common.errors import UserError
 from ..data.layouts import case_files
-from ..data.outputs import check_output_folder, open_folder, refuse_foreign
-from ..data.pairs import physical_spacing
-from ..distributed import gather_objects, is_main_process
-from ..errors import UserError
+from ..images.cases import first_file
+from ..images.files import case_name
+from ..images.outputs import check_output_folder, open_folder, refuse_foreign
+from ..images.pairs import physical_spacing
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
-from ..provenance import predicted_cases
 from .checkpoints import weights_digest
 from .clean_start import start_clean
 from .ensemble import checkpoint_paths
 from .prediction import check_outputs, outputs_of
+from .provenance import predicted_cases
 
 __all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("lightm_unet")
 def check_evaluation_dir(
     evaluation_dir: str, cases: Iterable[Mapping[str, Any]], predictions_dir: str | None = None
 ) -> None:
-    """Refuse folders where an evaluation would lose something: see data/outputs.py; files of the same names that no
+    """Refuse folders where an evaluation would lose something: see images/outputs.py; files of the same names that no
     evaluation wrote; and scores of cases that this evaluation leaves out, as one with limit_cases does: metrics.csv and
     metrics.json would lose them, and their predictions would stay among the new ones. The same cases, and more, may be
     evaluated again. The folders are made.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.formats import read_raw
-from ..data.geometry import SPACING_TOLERANCE
-from ..data.headers import read_header
-from ..errors import UserError
+from ..common.errors import UserError
+from ..images.formats import read_raw
+from ..images.geometry import SPACING_TOLERANCE
+from ..images.headers import read_header
 
 __all__ = ["prediction_problem", "probabilities_problem"]
 

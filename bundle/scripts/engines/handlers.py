@@ -16,12 +16,12 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import set_determinism
 
-from ..command_line import or_none
-from ..data.files import replacing
+from ..common.atomic_writing import replacing
+from ..common.command_line import or_none
+from ..common.distributed import is_main_process, rank, world_size
+from ..common.errors import UserError
+from ..common.readable_json import without_nan
 from ..data.loading import PatchLoader, RandomCases
-from ..data.readable_json import without_nan
-from ..distributed import is_main_process, rank, world_size
-from ..errors import UserError
 
 __all__ = [
     "EMA_MOMENTUM",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 
-from ..command_line import as_flag, or_none
-from ..errors import UserError
-from ..settings_check import check_settings
+from ..common.command_line import as_flag, or_none
+from ..common.errors import UserError
+from .settings_check import check_settings
 
 __all__ = ["FlipTTAInferer", "sliding_window", "with_flips"]
 

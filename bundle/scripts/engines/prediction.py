@@ -14,8 +14,12 @@ from monai.engines import Evaluator
 from monai.transforms import MapTransform
 from tqdm import tqdm
 
-from ..command_line import as_flag
-from ..data.files import (
+from ..common.command_line import as_flag
+from ..common.distributed import is_main_process, shard
+from ..common.errors import UserError, in_one_line
+from ..data.layouts import case_files
+from ..images.cases import first_file, save_label_map, save_probabilities
+from ..images.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -28,18 +32,14 @@ from ..data.files import (
     prediction_suffix,
     split_channel,
 )
-from ..data.formats import read_raw
-from ..data.headers import read_header
-from ..data.images import first_file, save_label_map, save_probabilities
-from ..data.layouts import case_files
-from ..data.outputs import check_names, check_output_folder, open_folder, refuse_foreign
-from ..data.tiff import tiff_spacing_file
-from ..distributed import is_main_process, shard
-from ..errors import UserError, in_one_line
-from ..provenance import PREDICTIONS, forget_predictions, predicted_cases
+from ..images.formats import read_raw
+from ..images.formats.tiff import tiff_spacing_file
+from ..images.headers import read_header
+from ..images.outputs import check_names, check_output_folder, open_folder, refuse_foreign
 from .case_loading import BrokenCase, CaseDataset, collate, load_past_deaths, printable
 from .clean_start import start_clean
 from .finished import prediction_problem, probabilities_problem
+from .provenance import PREDICTIONS, forget_predictions, predicted_cases
 
 __all__ = [
     "BrokenCase",
@@ -78,7 +78,7 @@ def input_cases(
 
     Raises:
         UserError: no input; a case lacks channels, or the input is one of its files; two outputs would be one file;
-            predictions are there and neither switch is set; nothing may be written there (data/outputs.py).
+            predictions are there and neither switch is set; nothing may be written there (images/outputs.py).
     """
     if not input_dir:
         raise UserError("give the image or the folder of images to predict with --input_dir")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..command_line import as_flag, or_none
-from ..errors import UserError
+from ..common.command_line import as_flag, or_none
+from ..common.errors import UserError
 from .checkpoints import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]

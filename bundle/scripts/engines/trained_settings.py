@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_line import differing, option_values
-from ..distributed import is_main_process
-from ..errors import UserError
+from ..common.command_line import differing, option_values
+from ..common.distributed import is_main_process
+from ..common.errors import UserError
 from .checkpoints import read_settings
 from .ensemble import checkpoint_paths
 

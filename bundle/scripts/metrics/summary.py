@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import readable_json
-from ..data.files import replacing
+from ..common import readable_json
+from ..common.atomic_writing import replacing
 from .scores import METRICS, size_metrics
 
 __all__ = ["format_summary", "metric_columns", "summarize", "write_csv", "write_json"]

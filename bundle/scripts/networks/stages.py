@@ -14,15 +14,7 @@ from monai.utils import UpsampleMode
 from torch.utils.checkpoint import checkpoint
 
 from .channels_last import to_channels_last
-from .convolutions import (
-    convolution,
-    convolve,
-    depthwise_separable,
-    in_channels_last,
-    max_pool,
-    norm_act,
-    pointwise,
-)
+from .convolutions import convolution, convolve, depthwise_separable, in_channels_last, max_pool, norm_act, pointwise
 from .vss import VSSLayer
 
 __all__ = ["DecoderStage", "EncoderStage", "ResidualVSSBlock", "VSSDownsample"]

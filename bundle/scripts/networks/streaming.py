@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.selective_scan import choose_backend, numba_conv, numba_cpu
+from ..ops.fused import numba_conv
+from ..ops.selective_scan import choose_backend, numba_cpu
 from ..ops.selective_scan.chunked import LOG2_E
 
 if TYPE_CHECKING:

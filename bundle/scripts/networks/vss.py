@@ -8,7 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..ops.selective_scan import numba_conv, selective_scan
+from ..ops.fused import numba_conv
+from ..ops.selective_scan import selective_scan
 from . import fused_vss, streaming
 from .channels_last import to_channels_last
 from .scan_order import RASTER, ScanPath

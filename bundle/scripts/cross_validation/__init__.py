@@ -1,0 +1,1 @@
+"""Trains all folds and scores them together (python -m scripts.cross_validation)."""

@@ -1,0 +1,206 @@
+"""Images and label maps as tensors: loading and checking a case, saving predictions on the image's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..common.atomic_writing import replacing
+from ..common.command_line import as_flag
+from ..common.errors import UserError
+from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
+from .geometry import affine_problem, grid_conflict
+from .label_names import listed, undeclared_hint
+from .writing import copy_tiff_spacing, write_like
+
+__all__ = [
+    "LoadCased",
+    "first_file",
+    "load_image",
+    "save_label_map",
+    "save_probabilities",
+]
+
+
+LARGEST_LABEL = 2**24  # that float32 holds exactly, as all below it
+
+
+class LoadCased(MapTransform):
+    """Load a case's image and label channel-first and check them, so that nothing later fails obscurely.
+
+    2D images of every format are read as (channels, rows, columns), volumes in the voxel order of their file. A label
+    lies on its image's grid: it takes over the image's affine, which may differ by a rounding of the header.
+
+    Args:
+        keys: "image" (a path, or one path per channel) and, where there is one, "label".
+        spatial_dims: of the image files, 2 or 3.
+        in_channels: channels the image must have.
+        labels: name -> value of every foreground label; 0 is the background.
+        ignore_label: value of voxels that nobody labelled, or None.
+        rows_first: whether the task was planned since 2D NIfTI, NRRD and MetaImage files are read as (rows, columns);
+            before, they came as (columns, rows).
+
+    Raises:
+        UserError: the task was planned before, and this is such a file; a file is missing, broken, or of another size,
+            dimension or number of channels than it should be; channels or label lie on another grid; the image holds
+            NaN or nothing but constant channels; the label has undeclared values.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable],
+        spatial_dims: int,
+        in_channels: int,
+        labels: Mapping[str, int],
+        ignore_label: int | None = None,
+        rows_first: bool | str = True,
+    ) -> None:
+        super().__init__(keys)
+        self.rows_first = as_flag(rows_first, "rows_first")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.values = {0, *labels.values()} | ({ignore_label} - {None})
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.keys:
+            self._check_plan(first_file(data[key]))
+            case[key] = load_image(case[key], self.spatial_dims, label=key == "label", grey=self.in_channels == 1)
+            check = self._check_label if key == "label" else self._check_image
+            check(case[key], first_file(data[key]))
+        if {"image", "label"} <= set(self.keys):
+            _check_grids(case["image"], case["label"], first_file(data["image"]), data["label"])
+            case["label"].affine = case["image"].affine
+        return case
+
+    def _check_plan(self, path: str) -> None:
+        if self.spatial_dims == 2 and not self.rows_first and columns_first(path):
+            raise UserError(
+                "this task was planned (without rows_first) when 2D NIfTI, NRRD and MetaImage files came with rows and "
+                "columns exchanged: plan it again (python -m scripts.planning) and train anew; if it learnt from PNG, "
+                "JPEG, BMP or TIFF, add --rows_first true"
+            )
+
+    def _check_image(self, image: torch.Tensor, path: str) -> None:
+        if image.shape[0] != self.in_channels:
+            raise UserError(f"{path} has {image.shape[0]} channel(s), the network takes {self.in_channels}")
+        if not image.isfinite().all():
+            raise UserError(f"{path} holds NaN or infinite values: repair the image or leave the case out")
+        if all(channel.min() == channel.max() for channel in image):
+            raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
+
+    def _check_label(self, label: MetaTensor, path: str) -> None:
+        if label.shape[0] != 1:
+            raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
+        found = torch.unique(label.as_tensor())
+        unknown = found[~torch.isin(found, torch.tensor(sorted(self.values), dtype=found.dtype))]
+        undeclared = unknown[:11].tolist()  # an image in place of a label has millions; ten of them are shown
+        if undeclared:
+            what = f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}"
+            raise UserError(what + undeclared_hint(undeclared, path))
+
+
+def first_file(image: str | Path | Sequence[str | Path]) -> str:
+    """The file of an image, the first one where every channel has its own."""
+    return str(image if isinstance(image, (str, Path)) else image[0])
+
+
+def load_image(
+    path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False, grey: bool = False
+) -> MetaTensor:
+    """Load one image channel-first as float32.
+
+    A volume of one slice counts as a 2D image where ``spatial_dims`` is 2.
+
+    Args:
+        path: the file, or the files of the channels in their order.
+        spatial_dims: 2 or 3.
+        label: a label map: palette pictures give their indices.
+        grey: one channel is wanted: a colour picture with three equal channels gives one.
+
+    Returns:
+        (channels, *spatial) with its affine (voxel index -> RAS millimetres, identity for pictures) and
+        meta["filename_or_obj"], the (first) file.
+
+    Raises:
+        UserError: a file is missing, cannot be read, has other spatial dimensions or no usable affine, or the
+            channels' sizes or affines differ.
+    """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    images = [read_raw(file, label, grey) for file in paths]
+    if conflicts := channel_conflicts(paths, images):
+        raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
+    if label:
+        _check_exact(images[0].array, paths[0])
+    arrays = [image.array.astype(np.float32) for image in images]
+    raw = RawImage(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), images[0].affine)
+    return _to_tensor(raw, spatial_dims, str(paths[0]))
+
+
+def save_label_map(path: Path, label_map: np.ndarray, like: str | Path) -> None:
+    """Write a label map on the grid of the image it was made from, whose geometry it keeps.
+
+    Args:
+        path: where to write; its ending is prediction_suffix(like).
+        label_map: integers >= 0, in the shape of the image file (a one-slice volume also without that axis).
+        like: the image file.
+    """
+    label_map = label_map.astype(np.min_scalar_type(int(label_map.max(initial=0))))
+    copy_tiff_spacing(path, like)  # before the label map, which tells --skip_existing that a case is done
+    with replacing(path) as temporary:
+        write_like(temporary, label_map, like)
+
+
+def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) -> None:
+    """Write class probabilities (classes, *spatial), float32.
+
+    NIfTI holds them in 4D with the classes last, NRRD and MetaImage as a vector per voxel; for other images
+    ``path`` ends in .npz, with one array "probabilities".
+    """
+    probabilities = probabilities.astype(np.float32)
+    with replacing(path) as temporary:
+        if path.suffix == ".npz":
+            np.savez_compressed(temporary, probabilities=probabilities)
+        else:
+            write_like(temporary, probabilities, like, channels=True)
+
+
+def _check_exact(label: np.ndarray, path: str | Path) -> None:
+    if label.dtype.kind in "iu" and label.dtype.itemsize > 2 and label.max(initial=0) > LARGEST_LABEL:
+        raise UserError(
+            f"{path} holds the label value {label.max()}: up to {LARGEST_LABEL} can be told apart, renumber it"
+        )
+
+
+def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:
+    array, affine = raw.array, raw.affine
+    if spatial_dims == 2:
+        array, affine = planar(array, affine, array.ndim - 1, path)
+    if array.ndim - 1 != spatial_dims:
+        raise UserError(f"{path} has {array.ndim - 1} spatial dimensions, the network takes {spatial_dims}")
+    if affine is not None and (problem := affine_problem(affine)):
+        raise UserError(f"{path} {problem}: repair its header")
+    known = affine is not None
+    affine = torch.from_numpy(affine.copy()) if known else torch.eye(4, dtype=torch.float64)
+    meta = {"filename_or_obj": path, "original_affine": affine.clone(), "spacing_known": known}
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=affine, meta=meta)
+
+
+def _check_grids(image: MetaTensor, label: MetaTensor, image_path: str, label_path: str | Path) -> None:
+    if image.shape[1:] != label.shape[1:]:
+        raise UserError(
+            f"{image_path} is {tuple(image.shape[1:])} but its label {label_path} is {tuple(label.shape[1:])}: "
+            "they must have the same size"
+        )
+    known = image.meta["spacing_known"] and label.meta["spacing_known"]
+    if known and (conflict := grid_conflict(label.affine.numpy(), image.affine.numpy())):
+        raise UserError(
+            f"{label_path} does not lie on the grid of its image {image_path} ({conflict}): if the voxels do "
+            "belong together, copy the image's header to the label"
+        )

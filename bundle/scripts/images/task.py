@@ -1,0 +1,67 @@
+"""What the label values of a task mean, read from its overlay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import UserError
+
+__all__ = ["Task", "read_task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes of a task; all unknown (None) without an overlay.
+
+    Args:
+        labels: name -> value of the foreground classes, in ascending order of the value.
+        regions: name -> names of labels.
+        ignore_label: value of unlabelled voxels.
+        image_dims: 2 or 3, the dimensions that images are read with: a volume of one slice is an image where it is 2.
+        name: of the task.
+    """
+
+    labels: Mapping[str, int] | None = None
+    regions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ignore_label: int | None = None
+    image_dims: int | None = None
+    name: str | None = None
+
+
+def read_task(*paths: str | Path) -> Task:
+    """Read a task from its overlay (configs/tasks/NAME.json), or several, of which a later one overrides the earlier.
+
+    Raises:
+        UserError: one is missing or no JSON, they declare no labels, or a region names none of them.
+    """
+    if not paths:
+        return Task()
+    config: dict[str, Any] = {}
+    for path in paths:
+        config |= _read_overlay(path)
+    labels, regions, shown = config.get("labels"), config.get("regions") or {}, ", ".join(map(str, paths))
+    if not isinstance(labels, dict) or not labels or not all(type(v) is int and v > 0 for v in labels.values()):
+        raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
+    if not isinstance(regions, dict) or not all(_is_names(names) for names in regions.values()):
+        raise UserError(f'{shown}: "regions" must be {{"name": ["label", …], …}}, not {regions}')
+    if unknown := sorted({name for names in regions.values() for name in names} - labels.keys()):
+        raise UserError(f"{shown}: the regions name {', '.join(unknown)}, which the labels do not have")
+    dims = 3 if config.get("slice_axis") is not None else config.get("spatial_dims")
+    ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
+    return Task(ordered, regions, config.get("ignore_label"), dims, config.get("name"))
+
+
+def _is_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _read_overlay(path: str | Path) -> dict[str, Any]:
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"the task {path} cannot be read: {error}; give an overlay of configs/tasks") from error
+    return config if isinstance(config, dict) else {}
