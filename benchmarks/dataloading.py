@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from augmentation import monai_augmentation
 from harness import Results, environment_line, load_results, markdown_table, number
 from monai.data import DataLoader, Dataset, PersistentDataset
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose
 from torch.utils.data import RandomSampler
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -40,8 +40,7 @@ from scripts.data.datalist import load_cases  # noqa: E402
 from scripts.data.loading import PatchLoader, RandomCases, augmented_batch  # noqa: E402
 from scripts.data.preparation import prepare_cases  # noqa: E402
 from scripts.data.prepared import PreparedDataset  # noqa: E402
-from scripts.data.transforms import preprocessing  # noqa: E402
-from scripts.images.cases import LoadCased  # noqa: E402
+from scripts.data.transforms import Preparation  # noqa: E402
 
 BENCHMARK = "dataloading"
 CT_SHAPE = (512, 512, 200)
@@ -93,7 +92,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> list[tuple[Task, list[di
     found = []
     if options.dataset_dir:
         task = json.loads(options.task.read_text(encoding="utf-8"))
-        found.append((task, load_cases(options.dataset_dir, "training", "all", task["in_channels"], task["labels"])))
+        found.append((task, load_cases(options.dataset_dir, "all", task["in_channels"], task["labels"]).training))
     if options.ct_volumes:
         found.append((CT_TASK, [write_ct(folder, number) for number in range(options.ct_volumes)]))
     return found
@@ -113,24 +112,24 @@ def write_ct(folder: Path, seed: int) -> dict[str, str]:
     return case
 
 
-def deterministic(task: Task) -> list[Transform]:
-    keys = ["image", "label"]
-    load = LoadCased(keys, task["spatial_dims"], task["in_channels"], task["labels"])
-    steps = preprocessing(keys, task["spatial_dims"], task["spacing"], task.get("normalization"), labels=task["labels"])
-    return [load, *steps]
+def preparation_of(task: Task) -> Preparation:
+    facts = ("spatial_dims", "in_channels", "labels", "spacing")
+    return Preparation(**{name: task[name] for name in facts}, normalization=task.get("normalization"))
 
 
 def bundle_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
     augment = Augmentation(task["patch_size"], task["mirror_axes"])
-    make: Callable[..., PreparedDataset] = PreparedDataset
-    dataset = make(cases, Compose(deterministic(task)), augment, cache, {"task": task["name"]})
-    prepare_cases(dataset, make([], dataset.preprocessing, None, cache, {}), task["spacing"])
+    preparation = preparation_of(task)
+    steps = preparation.transforms("image", "label")
+    dataset = PreparedDataset(cases, steps, augment, cache, preparation)
+    prepare_cases(dataset, PreparedDataset([], steps, None, cache, preparation), task["spacing"])
     return dataset
 
 
 def monai_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
     augment = monai_augmentation(task["spatial_dims"], task["patch_size"], task["mirror_axes"])
-    dataset = PersistentDataset(cases, Compose([*deterministic(task), *augment]), cache_dir=cache)
+    steps = preparation_of(task).transforms("image", "label").transforms
+    dataset = PersistentDataset(cases, Compose([*steps, *augment]), cache_dir=cache)
     for index in range(len(cases)):
         dataset._cachecheck(cases[index])
     return dataset

@@ -195,3 +195,14 @@ def test_what_a_user_did_has_no_traceback(failing: str, said: str) -> None:
     code = f"from scripts.common.errors import *; show_user_errors_plainly(); {failing}"
     result = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert result.returncode and result.stderr.strip() == said
+
+
+def test_words_become_what_a_parameter_takes() -> None:
+    @from_words
+    def build(path: str | None, axis: int | None = None, tta: bool = False, name: str = "") -> tuple:
+        return path, axis, tta, name
+
+    assert build("null", axis="none", tta="true", name="null") == (None, None, True, "null")
+    assert build("a", 2, True) == ("a", 2, True, "")
+    with pytest.raises(UserError, match="tta must be true or false, not 'maybe'"):
+        build(None, tta="maybe")

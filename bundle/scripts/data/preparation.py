@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..common.command_line import or_none
 from ..common.distributed import gather_objects, is_main_process, shard
 from ..common.errors import UserError, find_user_error, one_line_reason
 from ..images.cases import first_file
@@ -63,7 +62,7 @@ def prepare_cases(
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
     whole = set(_look_through(found, num_workers))
     missing = [job for job in mine if job not in whole]
-    _check_space(missing, training.cache_dir, or_none(spacing))
+    _check_space(missing, training.cache_dir, spacing)
     problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
     if problems:
         different = list(dict.fromkeys(problems))

@@ -10,9 +10,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
-from monai.engines import Evaluator
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import gather_objects, is_main_process
 from ..common.errors import UserError
 from ..data.layouts import case_files
@@ -22,12 +21,11 @@ from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..images.pairs import physical_spacing
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
 from .checkpoints import weights_digest
-from .clean_start import start_clean
 from .ensemble import checkpoint_paths
 from .prediction import check_outputs, outputs_of
 from .provenance import predicted_cases
 
-__all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
+__all__ = ["SaveScores", "check_evaluation_dir"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -88,12 +86,6 @@ def _scored_cases(metrics: Path) -> set[str]:
         return set()
 
 
-def evaluate(evaluator: Evaluator) -> None:
-    """Predict and score every case, also where an earlier run of this evaluator failed."""
-    start_clean(evaluator)
-    evaluator.run()
-
-
 class SaveScores:
     """Score each case on its original grid; write metrics.csv (a row per case and class) and metrics.json.
 
@@ -108,6 +100,7 @@ class SaveScores:
         checkpoint: file of weights, or several, whose digests are kept likewise.
     """
 
+    @from_words
     def __init__(
         self,
         output_dir: str,
@@ -119,8 +112,8 @@ class SaveScores:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
-        self.regions = dict(or_none(regions) or {})
-        self.ignore_label = or_none(ignore_label)
+        self.regions = dict(regions or {})
+        self.ignore_label = ignore_label
         self.settings = dict(settings or {})
         self.checkpoints = checkpoint_paths(checkpoint) if checkpoint else []
         self.weights: list[str] = []

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import set_determinism
+from torch.utils.tensorboard import SummaryWriter
 
 from ..common.atomic_writing import replacing
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process, rank, world_size
 from ..common.errors import UserError
 from ..common.readable_json import without_nan
@@ -29,6 +31,7 @@ __all__ = [
     "GradientClipping",
     "PrepareAhead",
     "SeedEachEpoch",
+    "TensorBoard",
     "ValidationScores",
     "loss_rise",
     "seed_run",
@@ -82,11 +85,12 @@ class SeedEachEpoch:
     and goes on exactly as an uninterrupted one would. Those of the patches are told the epoch.
 
     Args:
-        seed: the run's seed, or None (typed: null) to leave everything random.
+        seed: the run's seed, or None to leave everything random.
     """
 
-    def __init__(self, seed: int | str | None) -> None:
-        self.seed = or_none(seed)
+    @from_words
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -99,9 +103,28 @@ class SeedEachEpoch:
             set_determinism((self.seed + 1_000_003 * epoch * world_size() + rank()) % 2**32)
 
 
-def seed_run(seed: int | str | None) -> None:
+@from_words
+def seed_run(seed: int | None) -> None:
     """Seed what comes before the first epoch, the network's initial weights above all."""
-    set_determinism(or_none(seed))
+    set_determinism(seed)
+
+
+class TensorBoard:
+    """TensorBoard's writer, which makes its files when the first value comes: building a training writes nothing.
+
+    Args:
+        log_dir: its folder.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:
+        return SummaryWriter(log_dir=self.log_dir)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
 
 
 class ValidationScores:

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..common.command_line import as_flag, or_none
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
 from ..common.readable_json import write_json
@@ -71,7 +70,7 @@ def write_training_cases(
     training: Iterable[Case],
     validation: Iterable[Case],
     pretrained: str | Path | None = None,
-    resume: bool | str = False,
+    resume: bool = False,
 ) -> None:
     """Write cases.json into a run's folder, from the main process.
 
@@ -84,13 +83,11 @@ def write_training_cases(
         UserError: a resumed run held out other cases before.
     """
     own, held_out = Path(output_dir) / CASES, sorted(map(_name, validation))
-    resumed = as_flag(resume, "resume") and own.is_file()
+    resumed = resume and own.is_file()
     if resumed:
         _check_held_out_before(own, held_out)
     if is_main_process():
-        earlier = [
-            read_training_cases(str(file))[1] for file in (or_none(pretrained), own if resumed else None) if file
-        ]
+        earlier = [read_training_cases(str(file))[1] for file in (pretrained, own if resumed else None) if file]
         seen = None if None in earlier else sorted({*map(_name, training)}.union(*earlier))
         write_json(own, {"fold": fold, "training": seen, "validation": held_out})
 

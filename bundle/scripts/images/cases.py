@@ -12,7 +12,6 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..common.atomic_writing import replacing
-from ..common.command_line import as_flag
 from ..common.errors import UserError
 from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
 from .geometry import affine_problem, grid_conflict
@@ -59,10 +58,10 @@ class LoadCased(MapTransform):
         in_channels: int,
         labels: Mapping[str, int],
         ignore_label: int | None = None,
-        rows_first: bool | str = True,
+        rows_first: bool = True,
     ) -> None:
         super().__init__(keys)
-        self.rows_first = as_flag(rows_first, "rows_first")
+        self.rows_first = rows_first
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.values = {0, *labels.values()} | ({ignore_label} - {None})
