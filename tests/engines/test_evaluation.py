@@ -10,9 +10,9 @@ import pytest
 from ignite.engine import Engine, Events
 
 from scripts.common.errors import UserError
-from scripts.engines.checkpoints import weights_digest
 from scripts.engines.evaluation import SaveScores, check_evaluation_dir, evaluate
 from scripts.engines.provenance import Run, write_provenance
+from scripts.engines.weights import weights_digest
 from scripts.metrics import write_csv
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..common.command_line import as_flag, or_none
 from ..common.errors import UserError
-from .checkpoints import check_conv_stages, check_scan_order, read_weights
+from .weights import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]
 
