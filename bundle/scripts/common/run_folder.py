@@ -30,6 +30,7 @@ class RunFolder:
         self.final = self.path / "model_final.pt"  # the last weights: the run has come to its end
         self.settings = self.path / "settings.json"  # what a resumed run, or inference, must share with this one
         self.cases = self.path / "cases.json"  # what it trains on and holds out
+        self.rules = self.path / "postprocessing.json"  # learned for these weights, if any were
         self.log = self.path / "training.log"  # for people; its lock says that the run goes on
         self.epochs = self.path / "log.jsonl"  # for programs: a line an epoch
         self.tensorboard = self.path / "tensorboard"
