@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.command_line import as_flag, check_ids, or_none
+from scripts.common.command_line import as_flag, check_ids, from_words, or_none
 from scripts.common.errors import UserError, find_user_error
 
 BUNDLE = Path(__file__).parents[2] / "bundle"

@@ -21,8 +21,8 @@ from scripts.common.errors import UserError
 from scripts.cross_validation import __main__ as cross_validation
 from scripts.cross_validation.__main__ import gather, main
 from scripts.cross_validation.folds import EVALUATION, Fold, Settings
-from scripts.engines.checkpoints import weights_digest
 from scripts.engines.provenance import Run, check_held_out, read_provenance, write_provenance
+from scripts.engines.weights import weights_digest
 from scripts.metrics import METRICS
 
 TRAIN = Path(EVALUATION).with_name("train.json")
@@ -241,14 +241,14 @@ def test_no_fold_is_all(which: str, capsys: pytest.CaptureFixture) -> None:
 def finished(folder: Path, number: int, scores: dict[str, float | None], ending: str = ".nii.gz") -> Fold:
     """A fold as evaluation leaves it, with a file for each case's prediction."""
     fold = Fold(number, folder / f"fold_{number}", epochs=1)
-    (fold.evaluation / "predictions").mkdir(parents=True)
+    (fold.evaluation.path / "predictions").mkdir(parents=True)
     (fold.folder / "model.pt").touch()
     others = dict.fromkeys(METRICS, 1.0)
     rows = [{"case": case, "class": "a", **others, "dice": dice} for case, dice in scores.items()]
     write_scores(fold.folder, rows)
     for case in scores:
-        write_image(fold.evaluation / "predictions" / (case + ending), np.ones((1, 2, 3, 4), np.uint8))
-    write_provenance(fold.evaluation / "predictions", Run("model.pt", number, [], sorted(scores)))
+        write_image(fold.evaluation.path / "predictions" / (case + ending), np.ones((1, 2, 3, 4), np.uint8))
+    write_provenance(fold.evaluation.path / "predictions", Run("model.pt", number, [], sorted(scores)))
     return fold
 
 
@@ -281,7 +281,7 @@ def test_an_evaluation_by_other_settings_is_done_again(
 def test_scores_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
     """Whatever the clock says, which may have gone back."""
     fold = finished(tmp_path, 0, {"a": 0.5})
-    metrics, weights = fold.evaluation / "metrics.json", fold.folder / "model.pt"
+    metrics, weights = fold.evaluation.path / "metrics.json", fold.folder / "model.pt"
     os.utime(metrics, (1, 1))
     assert fold.evaluated and fold.outdated is None, "older than the weights, but theirs"
     weights.write_text("others")
@@ -296,7 +296,7 @@ def test_scores_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
 def test_scores_whose_predictions_are_gone_or_damaged(tmp_path: Path) -> None:
     fold, out = finished(tmp_path, 0, {"a": 0.5, "b": 0.5}), tmp_path / "out"
     gather([fold], out)
-    damaged = fold.evaluation / "predictions/b.nii.gz"
+    damaged = fold.evaluation.path / "predictions/b.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(UserError, match=r"b\.nii\.gz cannot be read: remove it, and the same command evaluates fold 0"):
         gather([fold], out)
@@ -333,7 +333,7 @@ def test_a_fold_that_was_trained_otherwise_is_refused(tmp_path: Path, split_file
 
 def test_gathering_counts_undefined_scores_and_starts_anew(tmp_path: Path) -> None:
     folds = [finished(tmp_path, 0, {"b": 0.5, "d": None}), finished(tmp_path, 1, {"a": 0.7}, ".tif")]
-    (folds[1].evaluation / "predictions/a.json").write_text('{"spacing": [1, 1, 1]}')  # a TIFF stack's voxel size
+    (folds[1].evaluation.path / "predictions/a.json").write_text('{"spacing": [1, 1, 1]}')  # a TIFF stack's voxel size
     out = tmp_path / "out"
     gather(folds, out)
     content = json.loads((out / "metrics.json").read_text())

@@ -10,10 +10,10 @@ import pytest
 from ignite.engine import Engine, Events
 
 from scripts.common.errors import UserError
-from scripts.engines.checkpoints import weights_digest
 from scripts.engines.clean_start import run_clean
 from scripts.engines.evaluation import SaveScores, check_evaluation_dir
 from scripts.engines.provenance import Run, write_provenance
+from scripts.engines.weights import weights_digest
 from scripts.metrics import write_csv
 
 

@@ -156,7 +156,7 @@ def _read_image(file: Path) -> np.ndarray:
 
 def _read_weights(file: Path) -> Any:
     """What a resumed training or an inference takes from a file; read_weights is the bundle's gate."""
-    importlib.import_module("scripts.engines.checkpoints").read_weights(file)
+    importlib.import_module("scripts.engines.weights").read_weights(file)
     return torch.load(file, map_location="cpu", weights_only=True)
 
 

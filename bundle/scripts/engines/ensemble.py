@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 
 from ..common.errors import UserError
 from ..data.transforms import Preparation
-from .checkpoints import check_preparation, load_weights
+from .weights import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]
 

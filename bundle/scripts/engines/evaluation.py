@@ -14,16 +14,17 @@ from monai.data import decollate_batch
 from ..common.command_line import from_words
 from ..common.distributed import gather_objects, is_main_process
 from ..common.errors import UserError
+from ..common.run_folder import ScoresFolder
 from ..data.layouts import case_files
 from ..images.cases import first_file
 from ..images.files import case_name
 from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..images.pairs import physical_spacing
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
-from .checkpoints import weights_digest
 from .ensemble import checkpoint_paths
 from .prediction import check_outputs, outputs_of
 from .provenance import predicted_cases
+from .weights import weights_digest
 
 __all__ = ["SaveScores", "check_evaluation_dir"]
 
@@ -48,8 +49,8 @@ def check_evaluation_dir(
     cases = [{**case, "name": case.get("name") or case_name(first_file(case["image"]))} for case in cases]
     everything = gather_objects(cases)
     inputs = [file for case in everything for file in case_files(case)]
-    folder = check_output_folder(evaluation_dir, "--evaluation_dir", inputs)
-    scored = _scored_cases(folder / "metrics.json")
+    folder = ScoresFolder(check_output_folder(evaluation_dir, "--evaluation_dir", inputs))
+    scored = _scored_cases(folder.metrics)
     left_out = sorted(scored.difference(case["name"] for case in everything))
     if left_out:
         shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
@@ -58,8 +59,8 @@ def check_evaluation_dir(
             "that would be lost: give another --evaluation_dir, or move it away"
         )
     if not scored and is_main_process():
-        tables = [] if _is_table(folder / "metrics.csv") else [folder / "metrics.csv"]
-        refuse_foreign([*tables, folder / "metrics.json"], "--evaluation_dir")
+        tables = [] if _is_table(folder.table) else [folder.table]
+        refuse_foreign([*tables, folder.metrics], "--evaluation_dir")
     if predictions_dir is not None:
         predictions = check_output_folder(predictions_dir, "--predictions_dir", inputs)
         check_outputs(everything, predictions)
@@ -67,7 +68,7 @@ def check_evaluation_dir(
         others = [case for case in cases if case["name"] not in known]
         refuse_foreign([file for case in others for file in outputs_of(case, predictions)], "--predictions_dir")
         open_folder(predictions, "--predictions_dir")
-    open_folder(folder, "--evaluation_dir")
+    open_folder(folder.path, "--evaluation_dir")
 
 
 def _is_table(metrics: Path) -> bool:
@@ -110,7 +111,7 @@ class SaveScores:
         settings: Mapping[str, Any] | None = None,
         checkpoint: str | Sequence[str] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.folder = ScoresFolder(output_dir)
         self.labels = dict(labels)
         self.regions = dict(regions or {})
         self.ignore_label = ignore_label
@@ -127,7 +128,7 @@ class SaveScores:
     def _start(self, engine: Engine) -> None:
         self.rows = []
         self.weights = list(map(weights_digest, self.checkpoints))  # now, since a training may replace them meanwhile
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
 
     def _score(self, engine: Engine) -> None:
         outputs, batches = (
@@ -148,7 +149,7 @@ class SaveScores:
         if not is_main_process():
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
-        write_csv(self.output_dir / "metrics.csv", rows)
+        write_csv(self.folder.table, rows)
         content = {
             "settings": self.settings,
             "weights": self.weights,
@@ -156,5 +157,5 @@ class SaveScores:
             "classes": summary,
             "per_case": rows,
         }
-        write_json(self.output_dir / "metrics.json", content)
-        logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
+        write_json(self.folder.metrics, content)
+        logger.info(f"{format_summary(cases, summary)}\nwritten: {self.folder.table}, {self.folder.metrics.name}")

@@ -23,6 +23,7 @@ from ..common.command_line import from_words
 from ..common.distributed import is_main_process, rank, world_size
 from ..common.errors import UserError
 from ..common.readable_json import without_nan
+from ..common.run_folder import RunFolder
 from ..data.loading import PatchLoader, RandomCases
 
 __all__ = [
@@ -185,7 +186,7 @@ class EpochLog:
     """
 
     def __init__(self, output_dir: str, evaluator: Engine, labels: Mapping[str, int]) -> None:
-        self.output_dir = Path(output_dir)
+        self.folder = RunFolder(output_dir)
         self.evaluator = evaluator
         self.names = sorted(labels, key=lambda name: labels[name])
 
@@ -237,7 +238,7 @@ class EpochLog:
 
     def _write(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add a line to log.jsonl, in place of those of this epoch and later ones; returns the earlier ones."""
-        path = self.output_dir / "log.jsonl"
+        path = self.folder.epochs
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         epochs = [_epoch_of(line, number, path) for number, line in enumerate(lines, 1)]
         earlier = [line for line in epochs if line["epoch"] < record["epoch"]]
@@ -255,9 +256,9 @@ class EpochLog:
         if best:
             dice = ", ".join(f"{name} {best['dice'][name]:.4f}" for name in self.names)
             lines.append(f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}")
-            lines.append(f"best weights  {self.output_dir / 'model.pt'}")
-        lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
-        lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")
+            lines.append(f"best weights  {self.folder.best}")
+        lines.append(f"last weights  {self.folder.final}")
+        lines.append(f"curves        tensorboard --logdir {self.folder.tensorboard}")
         logger.info("\n".join(lines))
 
 

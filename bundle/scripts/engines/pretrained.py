@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..common.errors import UserError
-from .checkpoints import check_conv_stages, check_scan_order, read_weights
+from .weights import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]
 

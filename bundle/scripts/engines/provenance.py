@@ -28,6 +28,7 @@ from typing import Any
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
 from ..common.readable_json import write_json
+from ..common.run_folder import PREDICTIONS, RunFolder
 from ..images.cases import first_file
 from ..images.files import case_name
 from .case_loading import is_unicode
@@ -47,8 +48,6 @@ __all__ = [
     "write_training_cases",
 ]
 
-CASES = "cases.json"
-PREDICTIONS = "predictions.json"
 logger = logging.getLogger("lightm_unet")
 
 Case = Mapping[str, Any]
@@ -82,7 +81,7 @@ def write_training_cases(
     Raises:
         UserError: a resumed run held out other cases before.
     """
-    own, held_out = Path(output_dir) / CASES, sorted(map(_name, validation))
+    own, held_out = RunFolder(output_dir).cases, sorted(map(_name, validation))
     resumed = resume and own.is_file()
     if resumed:
         _check_held_out_before(own, held_out)
@@ -102,7 +101,7 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
         UserError: a cases.json is broken.
     """
     paths = checkpoint_paths(checkpoint)
-    files = [Path(path).parent / CASES for path in paths]
+    files = [RunFolder.of(path).cases for path in paths]
     if not all(file.is_file() for file in files):
         return None, None
     contents = [_read(file, {"training": (list, NoneType)}) for file in files]
@@ -117,7 +116,7 @@ def read_held_out(folder: str | Path) -> set[str] | None:
     Raises:
         UserError: its cases.json is broken.
     """
-    file = Path(folder) / CASES
+    file = RunFolder(folder).cases
     return set(_read(file, {"validation": list})["validation"]) if file.is_file() else None
 
 

@@ -15,12 +15,13 @@ from ..common.distributed import gather_objects
 from ..data.preparation import prepare_cases
 from ..data.prepared import PreparedDataset
 from ..data.transforms import Preparation
-from .checkpoints import open_run, restore_run, run_to_end
 from .clean_start import run_clean
 from .evaluation import check_evaluation_dir
+from .opening import open_run, run_to_end
 from .prediction import predict
 from .pretrained import start_from
 from .provenance import record_predictions, write_training_cases
+from .resuming import restore_run
 
 __all__ = ["evaluate", "infer", "train"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from ..common.command_line import differing, option_values
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
-from .checkpoints import read_settings
 from .ensemble import checkpoint_paths
+from .weights import read_settings
 
 __all__ = ["as_trained"]
 

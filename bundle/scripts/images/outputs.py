@@ -16,6 +16,7 @@ from ..common import BUNDLE_ROOT
 from ..common.command_line import or_none
 from ..common.errors import UserError
 from ..common.leftovers import remove_leftovers, temporary_beside
+from ..common.run_folder import PREDICTIONS, SUMMARY, RunFolder
 from .data_folders import data_set_folder, input_folders
 from .files import image_suffix
 
@@ -23,7 +24,8 @@ __all__ = ["check_names", "check_output_file", "check_output_folder", "open_fold
 
 MODELS = BUNDLE_ROOT / "models"  # the weights that the bundle ships
 # What runs, predictions, evaluations and reports write under these names.
-KEPT = {"settings.json", "cases.json", "predictions.json", "metrics.json", "summary.json"}
+_RUN = RunFolder("")
+KEPT = {_RUN.settings.name, _RUN.cases.name, _RUN.evaluation.metrics.name, PREDICTIONS, SUMMARY}
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:
@@ -183,7 +185,8 @@ def _may_be_json(file: Path) -> bool:
 
 def _ships_weights(folder: Path) -> bool:
     """A run's own folder has its settings beside its weights."""
-    return (folder / "model.pt").is_file() and not (folder / "settings.json").is_file()
+    run = RunFolder(folder)
+    return run.best.is_file() and not run.settings.is_file()
 
 
 def _ignores_case(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.run_folder import RunFolder
 from ..data.layouts import NUM_FOLDS
 from ..images.files import TIFF_SUFFIXES
 from ..images.sides import left_right_axis, one_sided_labels, sided_labels
@@ -86,9 +87,8 @@ def make_plan(
     _length(plan, wishes)
     _folds(plan, fingerprint, patients or {})
     _validation(plan, shapes)
-    plan.set(
-        "weights", f"output/{name}/fold_{plan.fold}/model.pt", "what inference takes, until --checkpoint names others"
-    )
+    weights = RunFolder(f"output/{name}/fold_{plan.fold}").best
+    plan.set("weights", weights.as_posix(), "what inference takes, until --checkpoint names others")
     plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
     return plan
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..common.atomic_writing import replacing
 from ..common.errors import UserError, show_user_errors_plainly
 from ..common.leftovers import remove_leftovers
+from ..common.run_folder import SUMMARY
 from ..common.workers import default_workers, map_cases
 from ..images.outputs import check_output_folder, open_folder
 from ..images.task import Task, read_task
@@ -33,7 +34,7 @@ from .summary import classes_of, complete, summary_of
 
 __all__ = ["main", "write_report"]
 
-PAGE, SUMMARY, FIGURES = "report.html", "summary.json", "figures"
+PAGE, FIGURES = "report.html", "figures"
 PANELS = 24
 
 
