@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from accuracy import RESULTS, Record, gone, iterations, load_records, mean_sd, score_columns, summary
+from accuracy import gone, iterations, mean_sd, score_columns, summary
 from accuracy_compare import difference, paired
+from accuracy_records import RESULTS, Record, load_records
 from harness import markdown_table
 
 FIVE = ("0", "1", "2", "3", "4")

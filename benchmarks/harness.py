@@ -40,6 +40,7 @@ __all__ = [
     "peak_in_fresh_process",
     "peak_on_gpu",
     "peak_resident",
+    "read_json",
     "record",
     "run_steps",
     "synchronize",
@@ -118,16 +119,21 @@ class Results:
         temporary.replace(self.path)
 
 
+def read_json(path: Path) -> Any:
+    """Raises SystemExit: the file is missing or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: cannot be read: {error}") from error
+
+
 def load_results(path: Path, benchmark: str) -> dict[str, Any]:
     """Read what `Results` wrote.
 
     Raises:
         SystemExit: the file is missing, is no JSON or belongs to another benchmark.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path}: cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("benchmark") != benchmark:
         raise SystemExit(f"{path}: holds no results of the benchmark {benchmark}")
     return content
