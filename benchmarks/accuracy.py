@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import statistics
 import sys
 from collections import defaultdict
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_networks import build, count_parameters, parse_spec
 from accuracy_records import RESULTS, Record, find_run, load_records, row_name, save_run
-from harness import environment, markdown_table
+from harness import environment, json_or_text, markdown_table
 
 BENCHMARKS = Path(__file__).resolve().parent
 BUNDLE = BENCHMARKS.parent / "bundle"
@@ -87,19 +87,15 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
 
 
 def parameters(spec: str, task: Record) -> int:
-    """How many the network has, by `network.parameters()`: nnU-Net's and MONAI's state_dicts name some tensors twice.
+    """How many the network has.
 
     Args:
         spec: the network and its options, as in a record.
         task: the overlay, with what the run's settings change in it (the patch decides on nnU-Net's stages).
     """
-    from accuracy_networks import build
-
-    name, _, options = spec.partition(":")
+    name, options = parse_spec(spec)
     sizes = task["spatial_dims"], task["in_channels"], len(task["labels"]) + 1, task["patch_size"]
-    with torch.device("meta"):  # shapes without memory
-        network = build(name, *sizes, **pairs(split_options(options)))
-    return sum(parameter.numel() for parameter in network.parameters())
+    return count_parameters(lambda: build(name, *sizes, **options))
 
 
 def load_task(name: str) -> Record:
@@ -109,7 +105,7 @@ def load_task(name: str) -> Record:
 
 def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str, seed: int) -> dict[str, Any]:
     """What the run changes in train.json."""
-    name, _, options = spec.partition(":")
+    name, options = parse_spec(spec)
     network = {
         "_target_": "accuracy_networks.build",
         "name": name,
@@ -118,7 +114,7 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
         "out_channels": "$len(@labels) + 1",
         "patch_size": "@patch_size",
     }
-    network |= pairs(split_options(options))
+    network |= options
     network_order = network.get("scan_order", "raster")  # the constructor's default; weights carry the config's
     shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
     shared |= {"scan_order": network_order} if name == "lightm_unet" else {}
@@ -126,11 +122,6 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
     if args.splits:
         shared["splits"] = str(args.splits)
     return shared | pairs(args.set)
-
-
-def split_options(options: str) -> list[str]:
-    """At commas, but not at those within brackets."""
-    return re.split(r",(?![^\[]*\])", options) if options else []
 
 
 def recorded(args: argparse.Namespace, settings: Record) -> Record:
@@ -142,14 +133,7 @@ def recorded(args: argparse.Namespace, settings: Record) -> Record:
 
 def pairs(items: Iterable[str]) -> dict[str, Any]:
     """["a=1", "b=x"] -> {"a": 1, "b": "x"}."""
-    result: dict[str, Any] = {}
-    for item in items:
-        key, _, value = item.partition("=")
-        try:
-            result[key] = json.loads(value)
-        except ValueError:
-            result[key] = value
-    return result
+    return {key: json_or_text(value) for key, _, value in (item.partition("=") for item in items)}
 
 
 def epochs(iterations: int, validations: int) -> dict[str, int]:

@@ -101,6 +101,11 @@ def dice(line: Line) -> str:
     return " / ".join(mean_sd(runs, *column).split(" ± ")[0] for column in columns)
 
 
+def size(line: Line) -> str:
+    """Its network's parameters."""
+    return _parameters(line.runs())
+
+
 def all_records() -> str:
     """What accuracy.py --summary prints."""
     return summary(records())

@@ -12,7 +12,7 @@ import accuracy_compare
 import accuracy_figure
 import pytest
 import torch
-from accuracy_networks import BUILDERS, DeepLoss, Task, build, nnunet_stages
+from accuracy_networks import BUILDERS, DeepLoss, Task, build, nnunet_stages, parse_spec
 from accuracy_records import load_records
 from lung_split import split
 from PIL import Image
@@ -227,9 +227,10 @@ def test_records_say_what_cannot_be_trained_any_more() -> None:
 
 
 def test_options_are_split_outside_of_brackets() -> None:
-    options = "init_filters=16,blocks_up=[1,1,1,1],stem=full"
-    assert accuracy.split_options(options) == ["init_filters=16", "blocks_up=[1,1,1,1]", "stem=full"]
-    assert accuracy.split_options("") == []
+    options = {"init_filters": 16, "blocks_up": [1, 1, 1, 1], "stem": "full"}
+    assert parse_spec("a:init_filters=16,blocks_up=[1,1,1,1],stem=full") == ("a", options)
+    assert parse_spec('a:cuda,stem="full"') == ("a", {"backend": "cuda", "stem": "full"})
+    assert parse_spec("a") == parse_spec("a:") == ("a", {})
 
 
 def test_a_record_holds_the_recipe_that_was_the_default() -> None:
