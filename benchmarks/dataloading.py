@@ -27,7 +27,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from augmentation import monai_augmentation
-from harness import Results, environment_line, load_results, markdown_table, number
+from harness import Results, load_results, markdown_table, number, processor_seconds, report
 from monai.data import DataLoader, Dataset, PersistentDataset
 from monai.transforms import Compose
 from torch.utils.data import RandomSampler
@@ -61,7 +61,7 @@ Task = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.from_json:
-        print(report(load_results(options.from_json, BENCHMARK)))
+        print(report(load_results(options.from_json, BENCHMARK), table))
         return
     results = Results(options.json, BENCHMARK, torch.device("cpu"), {"workers": options.workers})
     with tempfile.TemporaryDirectory(dir=options.temporary) as folder:
@@ -72,19 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row["samples_per_second"] = throughput(dataset, task["batch_size"], options.workers, options.seconds)
                 row["cpu_ms"] = cpu_time(dataset, options.seconds)
                 results.save()
-    print(report(results.content))
+    print(report(results.content, table))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--dataset_dir", type=Path, help="the data set of --task; left out without it")
     parser.add_argument("--task", type=Path, default=BUNDLE / "configs/tasks/hippocampus.json")
     parser.add_argument("--ct_volumes", type=int, default=3, help="generated volumes; 0: none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20, help="at least so long per loader")
     parser.add_argument("--temporary", type=Path, help="where volumes and caches go for the time being")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--from-json", type=Path, help="print the table of earlier figures")
     return parser.parse_args(arguments)
 
 
@@ -157,25 +155,13 @@ def throughput(dataset: Dataset, batch_size: int, workers: int, seconds: float) 
 
 def cpu_time(dataset: Dataset, seconds: float) -> float:
     """Processor milliseconds of a patch, on one thread; a mean over at least ten patches."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     is_ours = isinstance(dataset, PreparedDataset)
 
     def patch(number: int) -> Any:
         sample = dataset[number % len(dataset)]
         return augmented_batch(dataset.augment, [sample]) if is_ours else sample
 
-    patch(0)
-    start, begin, count = time.process_time(), time.perf_counter(), 0
-    while count < 10 or time.perf_counter() - begin < seconds:
-        patch(count)
-        count += 1
-    torch.set_num_threads(threads)
-    return (time.process_time() - start) / count * 1e3
-
-
-def report(content: dict[str, Any]) -> str:
-    return f"{environment_line(content['environment'])}\n\n{table(content)}"
+    return processor_seconds(patch, seconds, least=10) * 1e3
 
 
 def table(content: dict[str, Any]) -> str:
