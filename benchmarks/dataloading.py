@@ -30,6 +30,7 @@ from augmentation import monai_augmentation
 from harness import Results, load_results, markdown_table, number, processor_seconds, report
 from monai.data import DataLoader, Dataset, PersistentDataset
 from monai.transforms import Compose
+from options import argument_parser
 from torch.utils.data import RandomSampler
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
