@@ -258,7 +258,7 @@ def _memory(text: str) -> float:
 
 
 def _filters(text: str) -> int:
-    from ..engines.settings_check import GROUPS  # not above: the network comes with it, and its import takes seconds
+    from ..networks.lightm_unet import GROUPS  # not above: its import takes seconds
 
     value = _count(text)
     if value % GROUPS:
