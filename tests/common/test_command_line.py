@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.command_line import as_flag, check_ids, or_none
+from scripts.common.command_line import as_flag, check_ids, number_from_zero, or_none, whole_number
 from scripts.common.errors import UserError, find_user_error
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
@@ -195,3 +196,19 @@ def test_what_a_user_did_has_no_traceback(failing: str, said: str) -> None:
     code = f"from scripts.common.errors import *; show_user_errors_plainly(); {failing}"
     result = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert result.returncode and result.stderr.strip() == said
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "many", "", "²", "1e3"])
+def test_what_is_counted_is_a_whole_number(text: str) -> None:
+    assert whole_number("0") == 0 and whole_number("12", least=1) == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, 0 or more, not "):
+        whole_number(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, 1 or more, not 0"):
+        whole_number("0", least=1)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "nan", "inf", "wide", ""])
+def test_what_is_measured_is_a_finite_number(text: str) -> None:
+    assert number_from_zero("0") == 0 and number_from_zero("2.5") == 2.5
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a distance, not "):
+        number_from_zero(text, "a distance")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..common.command_line import as_flag, or_none
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from .checkpoints import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]
@@ -39,10 +39,9 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
     misfits = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     problems = [key for key in misfits if not key.startswith(HEAD)] + sorted(set(weights) - set(own))
     if problems:
-        shown = ", ".join(problems[:3]) + (", …" if len(problems) > 3 else "")
         raise UserError(
-            f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({shown}): check in_channels, "
-            "init_filters, strides and stem"
+            f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({first_few(problems, 3)}): "
+            "check in_channels, init_filters, strides and stem"
         )
     check_scan_order(network, pretrained)
     network.load_state_dict({key: own[key] if key in misfits else weights[key] for key in own})
