@@ -29,7 +29,6 @@ from ..common.command_line import as_flag, or_none
 from ..common.distributed import is_main_process
 from ..common.errors import UserError, first_few
 from ..common.readable_json import write_json
-from ..images.data_folders import PREDICTIONS
 from ..images.files import case_name, first_file
 from .case_loading import is_unicode
 from .ensemble import checkpoint_paths
@@ -49,6 +48,7 @@ __all__ = [
 ]
 
 CASES = "cases.json"
+PREDICTIONS = "predictions.json"
 logger = logging.getLogger("lightm_unet")
 
 Case = Mapping[str, Any]

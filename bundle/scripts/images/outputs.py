@@ -16,7 +16,7 @@ from ..common import BUNDLE_ROOT
 from ..common.command_line import or_none
 from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers, temporary_beside
-from .data_folders import PREDICTIONS, data_set_folder, input_folders
+from .data_folders import data_set_folder, input_folders
 from .files import image_suffix
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 MODELS = BUNDLE_ROOT / "models"  # the weights that the bundle ships
 # What runs, predictions, evaluations and reports write under these names.
-KEPT = {"settings.json", "cases.json", PREDICTIONS, "metrics.json", "summary.json"}
+KEPT = {"settings.json", "cases.json", "predictions.json", "metrics.json", "summary.json"}
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:
