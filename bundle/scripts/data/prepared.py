@@ -31,7 +31,7 @@ from monai.transforms import Transform
 
 from ..common.atomic_writing import flush_file, flush_folder, replacing
 from ..common.leftovers import temporary_beside
-from ..images.files import case_name, check_case_name
+from ..images.files import case_name, check_case_name, first_file, image_files
 from ..images.formats import columns_first, shallow_before
 from ..images.formats.itk import voxel_files
 from ..images.formats.tiff import tiff_spacing_file
@@ -151,7 +151,7 @@ class PreparedDataset(Dataset):
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
         case = self.data[index]
-        name = case.get("name") or case_name(_paths(case["image"])[0])
+        name = case.get("name") or case_name(first_file(case["image"]))
         check_case_name(name)
         return name, source_files(case)
 
@@ -221,7 +221,7 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
 
 def _relevant(preparation: Preparation, data: Sequence[Case]) -> dict[str, Any]:
     """Its facts, with how files are read only where there are some to which this matters: others keep their digest."""
-    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
+    files = [path for case in data for key in ("image", "label") for path in image_files(case[key])]
     relevant = preparation.facts()
     if preparation.image_dims == 3 or not any(map(columns_first, files)):
         del relevant["rows_first"]
@@ -239,10 +239,6 @@ def _compact_label(label: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(label, np.int8 if label.max() <= np.iinfo(np.int8).max else np.int16)
 
 
-def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
-
-
 def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
     """Size and time of change of each file that is there."""
     stats = {str(file): file.stat() for file in files if file.is_file()}
@@ -251,7 +247,7 @@ def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
 
 def source_files(case: Case) -> list[Path]:
     """The files that a case is read from, with the second files of some formats: a TIFF's spacing, raw voxels."""
-    files = [path.absolute() for key in ("image", "label") for path in _paths(case[key])]
+    files = [Path(path).absolute() for key in ("image", "label") for path in image_files(case[key])]
     beside = []
     for file in files:
         if file.suffix.lower() in (".tif", ".tiff"):
