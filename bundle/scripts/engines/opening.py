@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from ..common.atomic_writing import replacing
 from ..common.command_line import as_typed, differing
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers
 from ..common.run_folder import RunFolder
 from ..data.layouts import case_files
@@ -128,9 +128,7 @@ def _make_folder(folder: RunFolder, settings: Mapping[str, Any]) -> None:
         with replacing(folder.settings) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"cannot write to the output folder {folder.path}: {error.strerror}; give another --output_dir"
-        ) from error
+        raise cannot_write(folder.path, error.strerror, "--output_dir") from error
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(log_file)
 
