@@ -23,6 +23,7 @@ from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
 from scripts.data.transforms import preprocessing
 from scripts.images.cases import LoadCased
+from scripts.images.data_folders import cache_folder
 from scripts.images.headers import read_header
 
 LABELS = {"a": 1, "b": 5}
@@ -78,6 +79,7 @@ def test_cases_are_prepared_once(cases: list, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache), num_workers=2)
     assert len(folders(cache)) == 4 and not list(cache.rglob("*.part"))
+    assert cache_folder(cache / "evaluation") == cache, "nothing else may be written there, see images/outputs.py"
     before = times(cache)
     prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache))
     assert dataset_of(cases, cache)[2]["image"].shape == (1, 12, 14, 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_a_broken_file_is_said_to_be(tmp_path: Path, content: str) -> None:
     ) as caught:
         load_weights(network(), file)
     assert "weights_only" not in str(caught.value), "PyTorch advises to trust the file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's /proc and its limits")
+def test_weights_are_not_blamed_when_memory_runs_out(tmp_path: Path) -> None:
+    import resource
+
+    file = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(64 << 20, dtype=torch.uint8)}, file)
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), before[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.pt cannot be read: memory ran out: close other programs"):
+            load_weights(network(), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -234,8 +251,9 @@ def test_nothing_is_trained_among_the_images(tmp_path: Path, option: str) -> Non
     cases = [{"name": "a", "image": str(tmp_path / "images/a.png"), "label": str(tmp_path / "labels/a.png")}]
     with pytest.raises(UserError, match=rf"--{option} .*images: what is written would lie among images"):
         open_run(**places | {option: str(tmp_path / "images")}, resume=False, settings={}, cases=cases)
-    with pytest.raises(UserError, match=r"--cache_dir .*run is the run's own folder"):
-        open_run(**places | {"cache_dir": str(tmp_path / "run/../run")}, resume=False, settings={}, cases=cases)
+    for folder in ("run/../run", "run/.."):
+        with pytest.raises(UserError, match=r"--cache_dir .* holds the run's own folder"):
+            open_run(**places | {"cache_dir": str(tmp_path / folder)}, resume=False, settings={}, cases=cases)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 

@@ -20,6 +20,7 @@ from ..common.distributed import is_main_process
 from ..common.errors import UserError, in_one_line
 from ..common.leftovers import remove_leftovers
 from ..common.readable_json import read_json
+from ..common.root_causes import lack_of_memory
 from ..data.layouts import case_files
 from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..networks import conv_stages_of
@@ -160,8 +161,8 @@ def open_run(
     folder = check_output_folder(output_dir, "--output_dir", inputs)
     if cache_dir is not None:
         cache = check_output_folder(cache_dir, "--cache_dir", inputs)
-        if cache.resolve() == folder.resolve():
-            raise UserError(f"--cache_dir {cache} is the run's own folder, and a cache may be deleted: give another")
+        if cache.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UserError(f"--cache_dir {cache} holds the run's own folder, and a cache may be deleted: give another")
         remove_leftovers(cache, within=True)
     checkpoint = folder / CHECKPOINT
     resume = as_flag(resume, "resume")
@@ -346,6 +347,8 @@ def _read(path: Path, remedy: str) -> Any:
     except UnsoundWeightsError as error:
         raise UserError(f"{path} {error}; {remedy}") from error
     except Exception as error:  # zipfile and torch.load have many errors for a broken file
+        if reason := lack_of_memory(error):
+            raise UserError(f"{path} cannot be read: {reason}") from error
         reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
         raise UserError(
             f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or {remedy}"
