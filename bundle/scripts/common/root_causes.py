@@ -127,7 +127,7 @@ def known_reason(error: BaseException) -> str | None:
 
 
 def lack_of_memory(error: BaseException) -> str | None:
-    """What to do if it was memory that ran out, which readers wrap as they do the errors of a broken file; else None."""
+    """What to do if it was memory that ran out, which readers of files wrap like errors of a broken file; else None."""
     return _MEMORY if any(_MEMORY in (_of_machine(cause, None) or "") for cause in causes(error)) else None
 
 
