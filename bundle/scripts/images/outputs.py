@@ -62,8 +62,8 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
 
     Raises:
         UserError: it is a folder, one of the inputs, a dataset.json, an image, a file of a run or of results, or one
-            that holds something else than JSON; it lies among the images or labels of a data set, or prepared cases; or it
-            cannot be written.
+            that holds something else than JSON; it lies among a data set or prepared cases; or it cannot be
+            written.
     """
     place = _resolved(file, option)
     if place.is_dir():
