@@ -8,9 +8,11 @@ from math import isfinite, nan
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..common.errors import UserError
+from .resampling import with_meta
 
 __all__ = ["Normalized", "normalizer"]
 
@@ -37,19 +39,20 @@ class Normalized(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.key_iterator(case):
-            image = case[key].clone()
+            image = case[key]
             functions = self.functions or [zscore] * len(image)
             if len(functions) != len(image):
                 raise UserError(f"normalization names {len(functions)} channel(s), the image has {len(image)}")
-            plain = image.as_tensor() if hasattr(image, "as_tensor") else image
-            for channel, function in zip(plain, functions, strict=True):
-                channel.copy_(function(channel))
-            case[key] = image
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            normalised = torch.empty_like(plain, dtype=plain.dtype if plain.is_floating_point() else torch.float32)
+            for channel, function in zip(normalised.copy_(plain), functions, strict=True):
+                function(channel)
+            case[key] = with_meta(normalised, image) if isinstance(image, MetaTensor) else normalised
         return case
 
 
-def normalizer(scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function of one scheme.
+def normalizer(scheme: Scheme) -> Callable[[torch.Tensor], None]:
+    """The function of one scheme, which changes a channel (*spatial), float, in place.
 
     "zscore": mean 0 and standard deviation 1 over the image; "zscore_nonzero": over its nonzero voxels, the others
     stay 0; "rgb": divided by 255; "none"; {"ct": {"lower", "upper", "mean", "std"}}: clipped, then the data set's
@@ -76,31 +79,35 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else nan
 
 
-def zscore(channel: torch.Tensor) -> torch.Tensor:
-    deviation = channel.std(correction=0)
-    return (channel - channel.mean()) / (deviation if deviation > 0 else 1)
+def zscore(channel: torch.Tensor) -> None:
+    _standardize(channel, channel)
 
 
-def zscore_nonzero(channel: torch.Tensor) -> torch.Tensor:
+def zscore_nonzero(channel: torch.Tensor) -> None:
     inside = channel != 0
-    result = torch.zeros_like(channel)
     if inside.any():
-        result[inside] = zscore(channel[inside])
-    return result
+        _standardize(channel, torch.from_numpy(channel.numpy()[inside.numpy()]))  # PyTorch would list every place
+        channel.masked_fill_(~inside, 0)
 
 
-def rgb(channel: torch.Tensor) -> torch.Tensor:
+def _standardize(channel: torch.Tensor, voxels: torch.Tensor) -> None:
+    """By mean and standard deviation of some of its voxels."""
+    deviation = voxels.std(correction=0)
+    channel.sub_(voxels.mean()).div_(deviation if deviation > 0 else 1)
+
+
+def rgb(channel: torch.Tensor) -> None:
     if channel.max() > 255:  # as a camera's 16 bits a channel; nnU-Net refuses them too
         raise UserError(
             f'normalization "rgb" divides by 255, but an image holds {channel.max():g}: plan the data set again '
             "(python -m scripts.planning)"
         )
-    return channel / 255
+    channel.div_(255)
 
 
-def unchanged(channel: torch.Tensor) -> torch.Tensor:
-    return channel
+def unchanged(channel: torch.Tensor) -> None:
+    pass
 
 
-def ct(channel: torch.Tensor, lower: float, upper: float, mean: float, std: float) -> torch.Tensor:
-    return (channel.clamp(lower, upper) - mean) / max(std, 1e-8)
+def ct(channel: torch.Tensor, lower: float, upper: float, mean: float, std: float) -> None:
+    channel.clamp_(lower, upper).sub_(mean).div_(max(std, 1e-8))
