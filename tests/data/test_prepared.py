@@ -17,6 +17,7 @@ from monai.transforms import Compose
 
 from scripts.common.errors import UserError
 from scripts.data import preparation
+from scripts.data import prepared as prepared_module
 from scripts.data.augmentation import Augmentation
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
@@ -318,6 +319,20 @@ def test_foreground_locations() -> None:
     assert np.array_equal(found, foreground_locations(label))
     assert foreground_locations(np.zeros((3, 4))).shape == (3, 0)
     assert foreground_locations(np.full((3, 4), -1)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_locations_are_those_of_a_list_of_all_voxels(ignored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared_module, "BLOCK", 700)
+    label = np.random.default_rng(0).choice([0, 1, 1, 1, 3], (30, 40, 33)).astype(np.int8)
+    label[:2], label[20, 3:9] = -1 if ignored else 0, 4
+    random, expected = np.random.RandomState(1234), []
+    for value in ([0] if ignored else []) + [1, 3, 4]:
+        voxels = np.flatnonzero(label == value if value else label >= 0)
+        if len(voxels) > 10_000:
+            voxels = np.sort(voxels[random.randint(0, len(voxels), 10_000)])
+        expected.append(np.stack([np.full(len(voxels), value), *np.unravel_index(voxels, label.shape)]))
+    assert np.array_equal(foreground_locations(label), np.concatenate(expected, 1))
 
 
 def test_locations_beside_ignored_voxels() -> None:
