@@ -249,7 +249,7 @@ def test_too_little_room_is_said_before_anything_is_written(
 
 def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
     dataset = dataset_of(cases, tmp_path / "cache", spacing=[0.5, 0.5, 0.5])
-    estimate = preparation._estimate(dataset, 0, [0.5, 0.5, 0.5])
+    estimate = preparation._sizes(dataset, 0, [0.5, 0.5, 0.5]).on_disk
     written = sum((dataset.prepare(0) / f"{key}.npy").stat().st_size for key in ("image", "label"))
     assert estimate == pytest.approx(written, rel=0.05)
     assert read_header(cases[0]["image"]) == ([12, 14, 9], [1.0, 1.0, 2.0], 1)
@@ -259,7 +259,7 @@ def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
 def test_the_estimate_of_a_volume_of_one_slice(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz", np.zeros((1, 10, 1, 20), np.uint8), np.diag([1, 5, 2, 1]))
     dataset = dataset_of([{"image": str(image), "label": str(image)}], tmp_path / "cache")
-    assert preparation._estimate(dataset, 0, [1, 1]) == 10 * 40 * 3
+    assert preparation._sizes(dataset, 0, [1, 1]).on_disk == 10 * 40 * 3
 
 
 def test_a_folder_that_cannot_be_written(cases: list) -> None:

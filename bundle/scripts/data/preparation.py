@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.command_line import or_none
-from ..common.distributed import gather_objects, is_main_process, shard
+from ..common.distributed import gather_objects, is_main_process, shard, world_size
 from ..common.errors import UserError, find_user_error, one_line_reason
+from ..common.free_memory import free_memory
 from ..images.cases import first_file
 from ..images.formats import planar_axes
 from ..images.headers import read_header
 from .cache_check import NO_LIST, find_damage
+from .case_memory import case_memory, most_workers
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size, resampling_problem
 
@@ -36,6 +39,15 @@ _DISK_ERRORS = {
     if hasattr(errno, name)
 }
 Job = tuple[PreparedDataset, int]
+
+
+class CaseSize(NamedTuple):
+    """Bytes of a prepared case on disk, float16 images and int8 labels, and in memory while it is prepared."""
+
+    on_disk: int
+    in_memory: int
+
+
 logger = logging.getLogger("lightm_unet")
 
 
@@ -52,7 +64,8 @@ def prepare_cases(
         training: the same in every process; they share the work.
         validation: of several processes, each has its own share.
         spacing: what cases are resampled to, for the estimate of the disk space.
-        num_workers: processes that prepare in parallel (of each process of a run), 0: this one.
+        num_workers: processes that prepare in parallel (of each process of a run), 0: this one; fewer where free
+            memory does not hold so many cases.
 
     Raises:
         UserError: the disk has too little room, before anything is written; or the list of all the cases that
@@ -63,8 +76,9 @@ def prepare_cases(
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
     whole = set(_look_through(found, num_workers))
     missing = [job for job in mine if job not in whole]
-    _check_space(missing, training.cache_dir, or_none(spacing))
-    problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
+    sizes = [size for job in missing if (size := _sizes(*job, or_none(spacing)))]
+    _check_space(len(missing), sizes, training.cache_dir)
+    problems = gather_objects(_prepare_all(missing, _fitting_workers(sizes, int(num_workers))), PATIENCE)
     if problems:
         different = list(dict.fromkeys(problems))
         lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
@@ -124,8 +138,8 @@ def _prepare_all(jobs: Sequence[Job], num_workers: int) -> list[str]:
         ) from error
 
 
-def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float | None] | None) -> None:
-    count, needed = (sum(gather_objects([n])) for n in (len(jobs), sum(_estimate(*job, spacing) for job in jobs)))
+def _check_space(cases: int, sizes: Sequence[CaseSize], cache_dir: Path) -> None:
+    count, needed = (sum(gather_objects([n])) for n in (cases, sum(size.on_disk for size in sizes)))
     if not count:
         return
     free = shutil.disk_usage(_existing(cache_dir)).free
@@ -136,12 +150,26 @@ def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float |
         raise UserError(f"{figures}: make room, or choose another place with --cache_dir")
 
 
-def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> int:
-    """Bytes on disk: float16 images and int8 labels, before any cropping; 0 for a file that cannot be read."""
+def _fitting_workers(sizes: Sequence[CaseSize], num_workers: int) -> int:
+    """As many of the processes as free memory holds with the largest cases; fewer are said in one line."""
+    free = free_memory()
+    mine = None if free is None else free // world_size()
+    fitting = most_workers(num_workers, [size.in_memory for size in sizes], mine)
+    if fitting < num_workers and is_main_process():
+        largest = max(size.in_memory for size in sizes)
+        logger.info(
+            f"preparing cases: {fitting} at once instead of {num_workers}, since one takes up to {_size(largest)} of "
+            f"memory and {_size(free)} are free"
+        )
+    return fitting
+
+
+def _sizes(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> CaseSize | None:
+    """Before any cropping; None for a file that cannot be read."""
     files = dataset.data[index]["image"]
     headers = [read_header(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
     if any(header is None for header in headers):
-        return 0  # preparing will say why
+        return None  # preparing will say why
     shape, old, _ = headers[0]
     axes = planar_axes(shape, first_file(files))
     if axes is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
@@ -150,8 +178,8 @@ def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | No
     if spacing is not None and old is not None:
         size = resampled_size(shape, old, spacing)
         if resampling_problem(shape, old, size, [new or mm for new, mm in zip(spacing, old, strict=True)], channels):
-            return 0  # preparing will name the file
-    return math.prod(size) * (2 * channels + 1)
+            return None  # preparing will name the file
+    return CaseSize(math.prod(size) * (2 * channels + 1), case_memory(shape, size, channels))
 
 
 def _unique(jobs: Sequence[Job]) -> list[Job]:
