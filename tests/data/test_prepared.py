@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,39 @@ def test_a_whole_case_is_what_preprocessing_gives(cases: list, tmp_path: Path) -
         assert torch.allclose(prepared["image"], expected["image"].as_tensor(), atol=2e-3)
         assert torch.equal(prepared["label"], expected["label"].as_tensor().short())
         assert set(prepared["label"].unique().tolist()) == {0, 1, 2}
+
+
+def test_a_killed_worker_is_named_and_finished_cases_are_kept(cases: list, tmp_path: Path) -> None:
+    def kill(case: Any) -> Any:
+        if "image_3" in case["image"]:
+            time.sleep(0.5)  # the others are done by then
+            os._exit(1)
+        return preprocessing(case)
+
+    training = dataset_of(cases, tmp_path / "cache")
+    preprocessing, training.preprocessing = training.preprocessing, kill
+    with pytest.raises(UserError, match=r"was killed.*fewer --num_workers; the cases that were finished are kept$"):
+        prepare_cases(training, training, num_workers=2)
+    assert len(folders(tmp_path / "cache")) == 3
+
+
+def test_as_many_workers_as_memory_holds(
+    cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lightm_unet")
+    counts: list[int] = []
+
+    def prepare(jobs: Any, num_workers: int) -> list[str]:
+        counts.append(num_workers)
+        return []
+
+    monkeypatch.setattr(preparation, "_prepare_all", prepare)
+    for free in (None, 10**9, 5 * 10**8, 10**8):
+        monkeypatch.setattr(preparation, "free_memory", lambda free=free: free)
+        training = dataset_of(cases, tmp_path / f"cache_{free}")
+        prepare_cases(training, training, num_workers=4)
+    assert counts == [4, 4, 2, 1]
+    assert "2 at once instead of 4, since one takes up to 150 MB of memory and 500 MB are free" in caplog.text
 
 
 def test_cases_are_prepared_once(cases: list, tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ def in_one_line(error: BaseException) -> str:
 def show_user_errors_plainly() -> None:
     """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
     is 1 as for every other error, which keeps its traceback. What goes wrong after the fact, in a destructor, is a
-    line too. What an output cannot encode is written escaped.
+    line too, unless it is the same again. What an output cannot encode is written escaped.
     """
+    said = ""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         try:
@@ -55,6 +56,8 @@ def show_user_errors_plainly() -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted", file=sys.stderr)
         elif reason:
+            nonlocal said
+            said = reason
             print(f"\nerror: {reason}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
@@ -66,8 +69,8 @@ def show_user_errors_plainly() -> None:
             threading.__excepthook__(failed)
 
     def ignored_hook(failed: sys.UnraisableHookArgs) -> None:  # of an object that is taken down half-made
-        if failed.exc_value is not None:
-            print(f"\nwarning: {in_one_line(failed.exc_value)} (while cleaning up)", file=sys.stderr)
+        if failed.exc_value is not None and (reason := in_one_line(failed.exc_value)) != said:
+            print(f"\nwarning: {reason} (while cleaning up)", file=sys.stderr)
 
     sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, ignored_hook
     for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name

@@ -7,19 +7,18 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.command_line import or_none
 from ..common.distributed import gather_objects, is_main_process, shard, world_size
 from ..common.errors import UserError, find_user_error, one_line_reason
 from ..common.free_memory import free_memory
+from ..common.workers import in_processes
 from ..images.cases import first_file
 from ..images.formats import planar_axes
 from ..images.headers import read_header
@@ -74,7 +73,7 @@ def prepare_cases(
     everything = [(training, i) for i in range(len(training))]
     mine = _unique(shard(everything) + [(validation, i) for i in range(len(validation))])
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
-    whole = set(_look_through(found, num_workers))
+    whole = set(_look_through(found, int(num_workers)))
     missing = [job for job in mine if job not in whole]
     sizes = [size for job in missing if (size := _sizes(*job, or_none(spacing)))]
     _check_space(len(missing), sizes, training.cache_dir)
@@ -88,33 +87,24 @@ def prepare_cases(
             dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
 
 
-class _Jobs(torch.utils.data.Dataset):
-    """Prepares case ``index``; hands out what is wrong with it, or an empty string."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, index: int) -> str:
-        dataset, case = self.jobs[index]
-        try:
-            dataset.prepare(case)
-        except Exception as error:
-            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
-            if cause is None:
-                raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
-            return str(cause)
-        return ""
+def _prepare(job: Job) -> str:
+    """What is wrong with a case, or an empty string."""
+    dataset, case = job
+    try:
+        dataset.prepare(case)
+    except Exception as error:
+        cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
+        if cause is None:
+            raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
+        return str(cause)
+    return ""
 
 
 def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[Job]:
     """The cases whose arrays are as they were written; what is wrong with the others is logged, one line a case."""
-    with ThreadPoolExecutor(max(1, int(num_workers))) as pool:  # digests leave Python's lock to the others
-        damages = pool.map(find_damage, [folder for _, folder in found])
-        bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
-        problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
+    damages = in_processes(find_damage, [folder for _, folder in found], num_workers, "--num_workers")
+    bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
+    problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
     older = sum(problem == NO_LIST for _, _, problem in problems)
     if older:
         logger.warning(f"{older} prepared case(s) {NO_LIST}, which tells whether they are whole, are prepared anew")
@@ -125,17 +115,15 @@ def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[J
 
 
 def _prepare_all(jobs: Sequence[Job], num_workers: int) -> list[str]:
-    loader = DataLoader(_Jobs(jobs), batch_size=None, num_workers=min(int(num_workers), len(jobs)))
-    bar = tqdm(loader, "preparing cases", unit="case", leave=False, disable=None if is_main_process() else True)
-    try:
-        return [problem for problem in bar if problem]
-    except RuntimeError as error:
-        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
-            raise
-        raise UserError(
-            f"a process that prepared cases was killed, most likely because memory ran out ({error}): start again "
-            f"with fewer than --num_workers {num_workers}; the cases that were finished are kept"
-        ) from error
+    option = "--num_workers; the cases that were finished are kept"
+    found = in_processes(partial(_prepare_of, jobs), range(len(jobs)), num_workers, option)
+    hidden = None if is_main_process() else True
+    bar = tqdm(found, "preparing cases", len(jobs), unit="case", leave=False, disable=hidden)
+    return [problem for problem in bar if problem]
+
+
+def _prepare_of(jobs: Sequence[Job], index: int) -> str:
+    return _prepare(jobs[index])
 
 
 def _check_space(cases: int, sizes: Sequence[CaseSize], cache_dir: Path) -> None:
