@@ -54,17 +54,17 @@ def describe_cpu_time(plan: Plan, windows: np.ndarray) -> None:
     millions = math.prod(plan.overlay["patch_size"]) / 1e6
     seconds = float(np.median(windows)) * millions * SECONDS[dims] * (filters / 32) ** GROWTH
     flips = 2 ** len(plan.overlay["mirror_axes"])
-    mirrored = f", with mirroring (--tta true, the default) {flips} times that" if flips > 1 else ""
-    reason = (
-        f"of one core for the {np.median(windows):,.0f} window(s) of a median case{mirrored}; several cores share it"
-    )
-    plan.rows.append(Row("inference on a CPU", f"about {_duration(seconds)}", reason))
+    value = _duration(seconds) + (f", with mirroring {_duration(seconds * flips)}" if flips > 1 else "")
+    switch = " (the default; --tta false leaves mirroring out)" if flips > 1 else ""
+    windows_of_case = f"{np.median(windows):,.0f} windows of a median case"
+    reason = f"roughly, of one core, for the {windows_of_case}{switch}; more cores share it"
+    plan.rows.append(Row("inference on a CPU", value, reason))
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.0f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
 
 
 def _gb(count: float) -> str:
