@@ -3,6 +3,7 @@
     python benchmarks/large_case.py                                  # 512x512x600 with 15 classes, 10 minutes
     python benchmarks/large_case.py --size 256 256 300 --jobs prepare scores
     python benchmarks/large_case.py --json benchmarks/results/large_case_cpu.json
+    python benchmarks/large_case.py --from-json FILE.json
 
 A CT (int16) and a label map (uint8) are written as compressed NIfTI of 0.78 x 0.78 x 1 mm, with organs as ellipsoids, a
 thin shell around them and noise. Each job is done once, in a process of its own; its peak is the process's ru_maxrss,
@@ -21,13 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from harness import Results, markdown_table, number
+from harness import Results, load_results, markdown_table, number
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bundle"))
 
@@ -50,43 +53,52 @@ CT = [{"ct": {"lower": -900.0, "upper": 300.0, "mean": 40.0, "std": 120.0}}]
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    if options.from_json:
+        print(table(load_results(options.from_json, BENCHMARK)["rows"]))
+        return
     if options.job:
-        print(json.dumps(measure(options.job, options.folder)))
+        work = partial(write_case, size=options.size) if options.job == "write" else JOBS[options.job]
+        print(json.dumps(measure(work, options.folder)))
         return
     results = Results(options.json, BENCHMARK, torch.device("cpu"), {"size": options.size, "classes": len(LABELS)})
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        write_case(folder, options.size)
+        run_alone("write", folder, options.size)  # a process begins with the peak of the one that started it
         for job in options.jobs:
             row = results.row(job=job)
-            row |= run_alone(job, folder)
+            row |= run_alone(job, folder, options.size)
             results.save()
     finally:
         shutil.rmtree(folder)
-    print(markdown_table(["job", "peak of the process, MiB", "seconds"], [*map(line, results.content["rows"])]))
+    print(table(results.content["rows"]))
 
 
-def line(row: dict) -> list[str]:
-    return [row["job"], row.get("error") or number(row.get("peak_mib"), 4), number(row.get("seconds"), 2)]
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    body = [[SAID[row["job"]], row.get("error") or number(row["peak_mib"], 3), _seconds(row)] for row in rows]
+    return markdown_table(["one case, alone in a process", "peak of the process, MiB", "s"], body)
 
 
-def run_alone(job: str, folder: Path) -> dict:
+def _seconds(row: dict[str, Any]) -> str:
+    return number(row["seconds"], 2) if row.get("seconds", 0) >= 1 else "-"
+
+
+def run_alone(job: str, folder: Path, size: Sequence[int]) -> dict[str, Any]:
     """Seconds and peak of a job in a process of its own; {"error"} if it fails."""
-    command = [sys.executable, __file__, "--job", job, "--folder", str(folder)]
+    command = [sys.executable, __file__, "--job", job, "--folder", str(folder), "--size", *map(str, size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(job: str, folder: Path) -> dict:
+def measure(work: Callable[[Path], object], folder: Path) -> dict[str, float]:
     start = time.perf_counter()
-    JOBS[job](folder)
+    work(folder)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def write_case(folder: Path, size: list[int]) -> None:
+def write_case(folder: Path, size: Sequence[int]) -> None:
     """image.nii.gz, label.nii.gz and prediction.nii.gz, in the axis order LPS of most CTs."""
     rng = np.random.default_rng(0)
     across = np.meshgrid(*[np.linspace(-1, 1, length, dtype=np.float32) for length in size[:2]], indexing="ij")
@@ -154,6 +166,18 @@ JOBS: dict[str, Callable[[Path], object]] = {
     "component_evidence": lambda folder: component_evidence(*pair(folder)),
     "hole_evidence": lambda folder: hole_evidence(*pair(folder), rules()),
 }
+SAID = {
+    "nothing": "nothing: Python, PyTorch, MONAI",
+    "read": "a prediction and its label read",
+    "prepare": "prepared to 3 mm, CT's normalisation",
+    "prepare_zscore": "prepared to 3 mm, z-score",
+    "prepare_nonzero": "prepared to 3 mm, z-score of what is not 0, cropped",
+    "prepare_fine": "prepared, voxels as they are",
+    "scores": "scored, with surface metrics and a region of everything",
+    "rules": "cleaned by every rule",
+    "component_evidence": "components counted for rules",
+    "hole_evidence": "holes counted for rules",
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -161,8 +185,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=3, default=[512, 512, 600], metavar="N", help="voxels along x, y, z")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the record there")
+    parser.add_argument("--from-json", type=Path, metavar="FILE", help="print the table of a record")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where the case is written meanwhile")
-    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

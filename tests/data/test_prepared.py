@@ -20,6 +20,7 @@ from scripts.common.errors import UserError
 from scripts.data import preparation
 from scripts.data import prepared as prepared_module
 from scripts.data.augmentation import Augmentation
+from scripts.data.case_memory import case_memory
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
@@ -102,12 +103,13 @@ def test_as_many_workers_as_memory_holds(
         return []
 
     monkeypatch.setattr(preparation, "_prepare_all", prepare)
-    for free in (None, 10**9, 5 * 10**8, 10**8):
+    one = case_memory((12, 14, 9), (12, 14, 9), 1)
+    for free in (None, 5 * one, 3 * one, one // 2):
         monkeypatch.setattr(preparation, "free_memory", lambda free=free: free)
         training = dataset_of(cases, tmp_path / f"cache_{free}")
         prepare_cases(training, training, num_workers=4)
     assert counts == [4, 4, 2, 1]
-    assert "2 at once instead of 4, since one takes up to 150 MB of memory and 500 MB are free" in caplog.text
+    assert "2 at once instead of 4, since one takes up to 0 MB of memory and 0 MB are free" in caplog.text
 
 
 def test_cases_are_prepared_once(cases: list, tmp_path: Path) -> None:

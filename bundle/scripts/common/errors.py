@@ -9,7 +9,7 @@ import threading
 import traceback
 from types import TracebackType
 
-from .root_causes import causes, known_reason, note_file, root_cause
+from .root_causes import causes, known_reason, lack_of_memory, note_file, root_cause
 
 __all__ = ["UserError", "find_user_error", "in_one_line", "note_file", "one_line_reason", "show_user_errors_plainly"]
 
@@ -44,7 +44,7 @@ def in_one_line(error: BaseException) -> str:
 def show_user_errors_plainly() -> None:
     """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
     is 1 as for every other error, which keeps its traceback. What goes wrong after the fact, in a destructor, is a
-    line too, unless it is the same again. What an output cannot encode is written escaped.
+    line too, unless it is the same again, or memory again. What an output cannot encode is written escaped.
     """
     said = ""
 
@@ -69,7 +69,9 @@ def show_user_errors_plainly() -> None:
             threading.__excepthook__(failed)
 
     def ignored_hook(failed: sys.UnraisableHookArgs) -> None:  # of an object that is taken down half-made
-        if failed.exc_value is not None and (reason := in_one_line(failed.exc_value)) != said:
+        if failed.exc_value is None or ((again := lack_of_memory(failed.exc_value)) and again in said):
+            return
+        if (reason := in_one_line(failed.exc_value)) != said:
             print(f"\nwarning: {reason} (while cleaning up)", file=sys.stderr)
 
     sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, ignored_hook

@@ -61,6 +61,8 @@ _SAYINGS = {
     "memory ran out: take fewer --num_workers",
     r"Error -4 while": _MEMORY,  # zlib's
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|bad_alloc|Unable to alloc|annot allocate": _MEMORY,
+    r"without setting an exception|error return without exception set": "a library failed and did not say why, most "
+    "likely because memory ran out: take fewer --num_workers, a smaller patch or image",
     r"received 0 items of ancdata|[Tt]oo many open files": _FILES,
     r"can't start new thread": "the system allows no more threads, or has no memory for them: take fewer "
     "--num_workers, or allow more with ulimit -u",

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 __all__ = ["case_memory", "most_workers"]
 
-SLABS = 150_000_000  # bytes that are worked on at a time
+SLAB, SLAB_BYTES = 1 << 22, 36  # voxels that are worked on at a time, and what each takes
 SHARE = 0.9  # of free memory that is planned with
 
 
@@ -27,7 +27,7 @@ def case_memory(shape: Sequence[float], size: Sequence[float], channels: int) ->
     old, new = math.prod(shape), math.prod(size)
     normalising = old * (8 * channels + 2)
     resampling = old * (4 * channels + 2) + new * (4 * channels + 13) if list(shape) != list(size) else 0
-    return int(max(normalising, resampling)) + SLABS
+    return int(max(normalising, resampling) + SLAB_BYTES * min(SLAB, max(old, new)))
 
 
 def most_workers(wanted: int, cases: Sequence[int], free: int | None) -> int:

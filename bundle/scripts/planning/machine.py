@@ -14,10 +14,10 @@ from .plan import Plan, Row, Wishes
 __all__ = ["WORKERS", "choose_workers", "describe_cpu_time"]
 
 WORKERS = 4  # train.json's num_workers
-LIBRARIES = 0.6e9  # bytes that a process takes before it opens a case
-# Of one core for a million voxels of a window, 32 filters wide, and how it grows with the width: 3.3 s in 3D and 3.9 s
-# in 2D with 32 filters, 1.2 s and 1.3 s with 16 (three convolutional stages, one thread of a server's CPU).
-SECONDS, GROWTH = {2: 3.9, 3: 3.3}, 1.45
+LIBRARIES = 600_000_000  # bytes of Python, PyTorch and MONAI
+# Of one core, for a million voxels of windows and 32 filters: two threads times the forward pass of the default network
+# in benchmarks/results/networks_cpu_default.json. With 16 filters it took 2.7 (3D) and 2.9 (2D) times less.
+SECONDS, GROWTH = {2: 4.3, 3: 3.5}, 1.45
 
 
 def choose_workers(plan: Plan, fingerprint: Mapping[str, Any], shapes: np.ndarray, wishes: Wishes) -> None:
@@ -33,8 +33,8 @@ def choose_workers(plan: Plan, fingerprint: Mapping[str, Any], shapes: np.ndarra
     pairs = zip(fingerprint["per_case"], shapes.tolist(), strict=True)
     cases = [case_memory(case["shape"], size if size != case[key] else case["shape"], channels) for case, size in pairs]
     needed, free = max(cases) + LIBRARIES, wishes.free_memory
-    plan.num_workers = most_workers(WORKERS, [case + int(LIBRARIES) for case in cases], free)
-    reason = f"each takes up to {_gb(needed)} of memory to prepare or load a case"
+    plan.num_workers = most_workers(WORKERS, cases, None if free is None else max(0, free - LIBRARIES))
+    reason = f"each takes up to {_gb(max(cases))} of memory for a case, beside {_gb(LIBRARIES)} that they share"
     reason += "" if free is None else f"; {_gb(free)} are free here"
     plan.rows.append(Row("num_workers", str(plan.num_workers), reason))
     if free is not None and needed > free:
@@ -54,11 +54,10 @@ def describe_cpu_time(plan: Plan, windows: np.ndarray) -> None:
     millions = math.prod(plan.overlay["patch_size"]) / 1e6
     seconds = float(np.median(windows)) * millions * SECONDS[dims] * (filters / 32) ** GROWTH
     flips = 2 ** len(plan.overlay["mirror_axes"])
-    value = _duration(seconds) + (f", with mirroring {_duration(seconds * flips)}" if flips > 1 else "")
-    switch = " (the default; --tta false leaves mirroring out)" if flips > 1 else ""
-    windows_of_case = f"{np.median(windows):,.0f} windows of a median case"
-    reason = f"roughly, of one core, for the {windows_of_case}{switch}; more cores share it"
-    plan.rows.append(Row("inference on a CPU", value, reason))
+    count = round(float(np.median(windows)))
+    what = f"{count:,} window{'s' if count > 1 else ''} of a median case, very roughly; more cores share it"
+    without = f", with mirroring; {_duration(seconds)} without (--tta false)" if flips > 1 else ""
+    plan.rows.append(Row("inference on a CPU", _duration(seconds * flips), f"of one core{without}: {what}"))
 
 
 def _duration(seconds: float) -> str:
@@ -68,4 +67,4 @@ def _duration(seconds: float) -> str:
 
 
 def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(1, count / 1e6):.0f} MB"
