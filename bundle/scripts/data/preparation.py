@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..common.command_line import or_none
 from ..common.distributed import gather_objects, is_main_process, shard, world_size
-from ..common.errors import UserError, find_user_error, one_line_reason
+from ..common.errors import UserError, cannot_write, find_user_error, first_few, one_line_reason
 from ..common.free_memory import free_memory
 from ..common.workers import in_processes
-from ..images.cases import first_file
+from ..images.files import first_file, image_files
 from ..images.formats import planar_axes
 from ..images.headers import read_header
+from ..images.outputs import nearest_existing
 from .cache_check import NO_LIST, find_damage
 from .case_memory import case_memory, most_workers
 from .prepared import PreparedDataset, source_files
@@ -75,13 +75,13 @@ def prepare_cases(
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
     whole = set(_look_through(found, int(num_workers)))
     missing = [job for job in mine if job not in whole]
-    sizes = [size for job in missing if (size := _sizes(*job, or_none(spacing)))]
+    sizes = [size for job in missing if (size := _sizes(*job, spacing))]
     _check_space(len(missing), sizes, training.cache_dir)
     problems = gather_objects(_prepare_all(missing, _fitting_workers(sizes, int(num_workers))), PATIENCE)
     if problems:
         different = list(dict.fromkeys(problems))
-        lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
-        raise UserError("\n  ".join([f"{len(different)} case(s) cannot be used:", *lines]))
+        lines = first_few(different, MOST_LINES, "\n  ", counted=True)
+        raise UserError(f"{len(different)} case(s) cannot be used:\n  {lines}")
     for dataset in (training, validation):
         for index in range(len(dataset)):
             dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
@@ -130,7 +130,7 @@ def _check_space(cases: int, sizes: Sequence[CaseSize], cache_dir: Path) -> None
     count, needed = (sum(gather_objects([n])) for n in (cases, sum(size.on_disk for size in sizes)))
     if not count:
         return
-    free = shutil.disk_usage(_existing(cache_dir)).free
+    free = shutil.disk_usage(nearest_existing(cache_dir.resolve())).free
     figures = f"{count} cases will take about {_size(needed)} in {cache_dir}, where {_size(free)} are free"
     if is_main_process():
         logger.info(f"preparing cases: {figures}")
@@ -155,7 +155,7 @@ def _fitting_workers(sizes: Sequence[CaseSize], num_workers: int) -> int:
 def _sizes(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> CaseSize | None:
     """Before any cropping; None for a file that cannot be read."""
     files = dataset.data[index]["image"]
-    headers = [read_header(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
+    headers = [read_header(file) for file in image_files(files)]
     if any(header is None for header in headers):
         return None  # preparing will say why
     shape, old, _ = headers[0]
@@ -186,12 +186,7 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
         reason = "not everything could be written, the disk is full or files may not grow so large"
     if reason is None:
         return None
-    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return cannot_write(cache_dir, reason, "--cache_dir")
 
 
 def _size(count: float) -> str:

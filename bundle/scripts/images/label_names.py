@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 
 __all__ = ["LARGEST_VALUE", "listed", "read_labels", "undeclared_hint", "values_in"]
 
@@ -22,7 +22,7 @@ MOST_LABELS = 1000  # each is an output channel of the network
 
 def listed(values: Sequence[float]) -> str:
     """The first ten label values of a list for a message, 0.99999994 told from 1."""
-    return ", ".join(f"{value:.9g}" for value in values[:10]) + (", …" if len(values) > 10 else "")
+    return first_few((f"{value:.9g}" for value in values), 10)
 
 
 def values_in(label_map: np.ndarray) -> np.ndarray:
