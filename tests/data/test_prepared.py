@@ -15,11 +15,11 @@ import pytest
 import torch
 from generators import write_image
 
+from scripts.common.case_memory import case_memory
 from scripts.common.errors import UserError
 from scripts.data import preparation
 from scripts.data import prepared as prepared_module
 from scripts.data.augmentation import Augmentation
-from scripts.data.case_memory import case_memory
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fingerprints import fingerprint
 
-from scripts.data.case_memory import case_memory, most_workers
+from scripts.common.case_memory import case_memory, most_workers
 from scripts.planning.machine import SECONDS
 from scripts.planning.make_plan import make_plan
 from scripts.planning.memory import load_memory_table

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ..common.case_memory import case_memory, most_workers
 from ..common.distributed import gather_objects, is_main_process, shard, world_size
 from ..common.errors import UserError, cannot_write, find_user_error, first_few, one_line_reason
 from ..common.free_memory import free_memory
@@ -23,7 +24,6 @@ from ..images.formats import planar_axes
 from ..images.headers import read_header
 from ..images.outputs import nearest_existing
 from .cache_check import NO_LIST, find_damage
-from .case_memory import case_memory, most_workers
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size, resampling_problem
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.case_memory import case_memory, most_workers
+from ..common.case_memory import case_memory, most_workers
 from .plan import Plan, Row, Wishes
 
 __all__ = ["WORKERS", "choose_workers", "describe_cpu_time"]
