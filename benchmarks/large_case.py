@@ -34,11 +34,8 @@ from harness import Results, load_results, markdown_table, number
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bundle"))
 
-from monai.transforms import Compose
-
 from scripts.data.prepared import PreparedDataset
-from scripts.data.transforms import preprocessing
-from scripts.images.cases import LoadCased
+from scripts.data.transforms import Preparation
 from scripts.images.pairs import Pair, read_pair
 from scripts.images.task import Task
 from scripts.metrics import case_scores
@@ -118,12 +115,12 @@ def write_case(folder: Path, size: Sequence[int]) -> None:
 
 def prepare(folder: Path, spacing: float | None, normalization: list, crop_nonzero: bool = False) -> None:
     """As training prepares a case; each voxel size in mm, None: as it is."""
-    keys, sizes = ["image", "label"], None if spacing is None else [spacing] * 3
-    transforms = preprocessing(keys, 3, sizes, normalization, crop_nonzero, LABELS)
-    steps = Compose([LoadCased(keys, 3, 1, LABELS), *transforms])
+    sizes = None if spacing is None else [spacing] * 3
+    preparation = Preparation(3, 1, LABELS, spacing=sizes, normalization=normalization, crop_nonzero=crop_nonzero)
+    keys = ["image", "label"]
     case = {"name": "case", **{key: str(folder / f"{key}.nii.gz") for key in keys}}
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        PreparedDataset([case], steps, None, cache, {}).prepare(0)
+        PreparedDataset([case], preparation.transforms(*keys), None, cache, preparation).prepare(0)
 
 
 def pair(folder: Path) -> tuple[Pair, Task]:
