@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from generators import write_image
 from image_files import picture, volume
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -241,3 +242,24 @@ def test_in_an_image_zero_is_black(tmp_path: Path, kind: type) -> None:
     Image.fromarray(pixels).save(tmp_path / "b.tif", compression="tiff_lzw", tiffinfo=white_is_zero)
     inverted = kind is np.uint8  # by Pillow, when it writes
     assert np.array_equal(load_image(tmp_path / "b.tif", 2)[0], pixels if inverted else np.iinfo(kind).max - pixels)
+
+
+@pytest.mark.parametrize(
+    ("stored", "values", "image", "label"),
+    [
+        (np.uint8, [0, 255], torch.int16, torch.uint8),
+        (np.int16, [-1024, 3000], torch.int16, torch.int16),
+        (np.uint16, [0, 4095], torch.int16, torch.int16),
+        (np.uint16, [0, 65535], torch.float32, torch.float32),
+        (np.int32, [0, 12], torch.int16, torch.uint8),
+        (np.float32, [0, 1], torch.float32, torch.float32),
+    ],
+)
+def test_a_volume_is_loaded_in_the_smallest_type(
+    stored: type, values: list[int], image: torch.dtype, label: torch.dtype, tmp_path: Path
+) -> None:
+    array = np.resize(np.array(values, stored), (3, 4, 6))
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
+    for is_label, dtype in ((False, image), (True, label)):
+        loaded = load_image(tmp_path / "a.nii.gz", 3, is_label)
+        assert loaded.dtype == dtype and np.array_equal(loaded[0].numpy(), array) and loaded.is_contiguous()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from .root_causes import causes, known_reason, note_file, root_cause
+from .root_causes import causes, known_reason, lack_of_memory, note_file, root_cause
 
 __all__ = [
     "UserError",
@@ -79,8 +79,9 @@ def in_one_line(error: BaseException) -> str:
 def show_user_errors_plainly() -> None:
     """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
     is 1 as for every other error, which keeps its traceback. What goes wrong after the fact, in a destructor, is a
-    line too. What an output cannot encode is written escaped.
+    line too, unless it is the same again, or memory again. What an output cannot encode is written escaped.
     """
+    said = ""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         try:
@@ -90,6 +91,8 @@ def show_user_errors_plainly() -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted", file=sys.stderr)
         elif reason:
+            nonlocal said
+            said = reason
             print(f"\nerror: {reason}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
@@ -101,8 +104,10 @@ def show_user_errors_plainly() -> None:
             threading.__excepthook__(failed)
 
     def ignored_hook(failed: sys.UnraisableHookArgs) -> None:  # of an object that is taken down half-made
-        if failed.exc_value is not None:
-            print(f"\nwarning: {in_one_line(failed.exc_value)} (while cleaning up)", file=sys.stderr)
+        if failed.exc_value is None or ((again := lack_of_memory(failed.exc_value)) and again in said):
+            return
+        if (reason := in_one_line(failed.exc_value)) != said:
+            print(f"\nwarning: {reason} (while cleaning up)", file=sys.stderr)
 
     sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, ignored_hook
     for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name

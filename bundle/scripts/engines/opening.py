@@ -50,8 +50,8 @@ def open_run(
     folder = RunFolder(check_output_folder(output_dir, "--output_dir", inputs))
     if cache_dir is not None:
         cache = check_output_folder(cache_dir, "--cache_dir", inputs)
-        if cache.resolve() == folder.path.resolve():
-            raise UserError(f"--cache_dir {cache} is the run's own folder, and a cache may be deleted: give another")
+        if cache.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+            raise UserError(f"--cache_dir {cache} holds the run's own folder, and a cache may be deleted: give another")
         remove_leftovers(cache, within=True)
     if not resume and (_exists(folder.checkpoint) or _exists(folder.final)):
         raise UserError(

@@ -1,7 +1,8 @@
 """What may be written where: the one place that knows, asked by every command before it does or makes anything.
 
 A folder that is written into must not hold the images and labels of a data set, the inputs of the command or the
-weights that the bundle ships; it must be one that can be written; and the names of its files must differ.
+weights that the bundle ships, nor lie among prepared cases, which may be deleted; it must be one that can be written;
+and the names of its files must differ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..common.command_line import or_none
 from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers, temporary_beside
 from ..common.run_folder import PREDICTIONS, SUMMARY, RunFolder
-from .data_folders import data_set_folder, input_folders
+from .data_folders import cache_folder, data_set_folder, input_folders
 from .files import image_suffix
 
 __all__ = [
@@ -44,8 +45,8 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
         inputs: files that are read, and folders of such files.
 
     Raises:
-        UserError: it holds inputs, the images or labels of a data set, or the bundle's weights; it is a file, or lies
-            in one; or it cannot be written.
+        UserError: it holds inputs, the images or labels of a data set, the bundle's weights or (but for --cache_dir)
+            prepared cases; it is a file, or lies in one; or it cannot be written.
     """
     place = _resolved(folder, option)
     existing = nearest_existing(place)
@@ -70,7 +71,7 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
 
     Raises:
         UserError: it is a folder, one of the inputs, a dataset.json, an image, a file of a run or of results, or one
-            that holds something else than JSON; it lies among the images or labels of a data set; or it cannot be
+            that holds something else than JSON; it lies among a data set or prepared cases; or it cannot be
             written.
     """
     place = _resolved(file, option)
@@ -177,6 +178,8 @@ def _check_place(folder: Path, shown: Any, option: str) -> None:
     held = data_set_folder(folder)
     if held is not None:
         raise UserError(f"{option} {shown}: {held} holds the images or labels of a data set: give a place elsewhere")
+    if option != "--cache_dir" and (cache := cache_folder(folder)):
+        raise UserError(f"{option} {shown}: {cache} holds prepared cases and may be deleted: give a place elsewhere")
 
 
 def _may_be_json(file: Path) -> bool:

@@ -21,11 +21,13 @@ from pathlib import Path
 from ..common import BUNDLE_ROOT
 from ..common.command_line import number_from_zero, whole_number
 from ..common.errors import UserError, show_user_errors_plainly
+from ..common.free_memory import free_memory
 from ..common.readable_json import write_json
 from ..data.layouts import read_dataset
 from ..images.outputs import check_output_file, open_folder, refuse_foreign
 from .fingerprint import fingerprint
 from .integrity import DatasetReport, Problem, check_dataset, problem_lines
+from .machine import WORKERS
 from .make_plan import make_plan
 from .memory import load_memory_table
 from .nnunet_plans import dataset_name
@@ -123,12 +125,13 @@ def next_commands(overlay_file: Path, plan: Plan) -> list[str]:
     """What to type next, from the bundle's folder: training, evaluating, inference."""
     path = overlay_file.resolve()
     path = path.relative_to(BUNDLE_ROOT) if path.is_relative_to(BUNDLE_ROOT) else path
-    fold = [] if plan.fold == 0 else ["--fold", str(plan.fold)]
+    options = [] if plan.fold == 0 else ["--fold", str(plan.fold)]
+    options += [] if plan.num_workers in (None, WORKERS) else ["--num_workers", str(plan.num_workers)]
     folders = ["--input_dir", "IN", "--output_dir", "OUT"]
     run = "python -m monai.bundle run"
     return [
-        f"{run} training   --config_file {_files('train', path)} {shlex.join(fold)}".rstrip(),
-        f"{run} evaluating --config_file {_files('train', path, 'evaluate')} {shlex.join(fold)}".rstrip(),
+        f"{run} training   --config_file {_files('train', path)} {shlex.join(options)}".rstrip(),
+        f"{run} evaluating --config_file {_files('train', path, 'evaluate')} {shlex.join(options)}".rstrip(),
         f"{run} inference  --config_file {_files('inference', path)} {shlex.join(folders)}",
     ]
 
@@ -182,9 +185,8 @@ def _is_fingerprint(file: Path) -> bool:
 
 def write_plan(report: DatasetReport, name: str, overlay_file: Path, options: argparse.Namespace) -> Plan:
     """Make the plan, print it, and write overlay and fingerprint."""
-    wishes = Wishes(
-        gpu_memory_gib(options.gpu_memory_gb), options.init_filters, options.dimensions, options.from_nnunet
-    )
+    gpu, free = gpu_memory_gib(options.gpu_memory_gb), free_memory()
+    wishes = Wishes(gpu, options.init_filters, options.dimensions, options.from_nnunet, free)
     facts, dataset_dir = fingerprint(report), path_for_configs(report.description.folder)
     plan = make_plan(facts, name, dataset_dir, load_memory_table(), wishes, report.description.patients)
     fingerprint_file = fingerprint_of(overlay_file)

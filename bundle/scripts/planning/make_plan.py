@@ -26,6 +26,7 @@ from .image_settings import (
     choose_spacing,
     describe_orientation,
 )
+from .machine import choose_workers, describe_cpu_time
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
 from .patients import same_person
@@ -87,7 +88,10 @@ def make_plan(
     plan.set("overlap", OVERLAP, "of neighbouring windows in inference, nnU-Net's")
     _length(plan, wishes)
     _folds(plan, fingerprint, patients or {})
-    _validation(plan, shapes)
+    windows = _windows(plan, shapes)
+    _validation(plan, windows)
+    describe_cpu_time(plan, windows)
+    choose_workers(plan, fingerprint, shapes, wishes)
     weights = RunFolder(f"output/{name}/fold_{plan.fold}").best
     plan.set("weights", weights.as_posix(), "what inference takes, until --checkpoint names others")
     plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
@@ -145,15 +149,19 @@ def _length(plan: Plan, wishes: Wishes) -> None:
     plan.set("iterations_per_epoch", iterations, "short, for a CPU" if on_cpu else "nnU-Net's")
 
 
-def _validation(plan: Plan, shapes: np.ndarray) -> None:
-    """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
-    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
-    """
+def _windows(plan: Plan, shapes: np.ndarray) -> np.ndarray:
+    """How many windows the sliding window takes for each case."""
     patch = np.asarray(plan.overlay["patch_size"])
     sizes = np.delete(shapes, plan.overlay["slice_axis"], axis=1) if plan.overlay["slice_axis"] is not None else shapes
     steps = np.ceil(np.maximum(sizes / patch - 1, 0) / (1 - OVERLAP)) + 1
-    slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
-    every = float(np.sum(steps.prod(axis=1) * slices))
+    return steps.prod(axis=1) * (1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]])
+
+
+def _validation(plan: Plan, windows: np.ndarray) -> None:
+    """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
+    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
+    """
+    every = float(np.sum(windows))
     held_out = every if plan.fold == "all" else every / NUM_FOLDS
     interval, of_all = _interval(plan, held_out), _interval(plan, every)
     with_all = f"; with --fold all {every:,.0f}: then --val_interval {of_all}" if of_all != interval else ""

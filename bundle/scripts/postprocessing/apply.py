@@ -30,6 +30,7 @@ from ..engines.ensemble import checkpoint_paths
 from ..images.pairs import physical_spacing
 from ..metrics import voxel_measure
 from ..metrics.components import Components, find_components, find_holes, keep_components
+from ..metrics.slabs import is_among
 
 __all__ = [
     "ApplyPostprocessingd",
@@ -115,8 +116,9 @@ def remove_components(
     """The first part of apply_rules: components of the foreground, then those of each class."""
     result = label_map.copy()
     if rules["largest_component_of_foreground"]:
-        components = find_components(np.isin(result, list(rules["labels"].values())))
+        components = find_components(is_among(result, rules["labels"].values()))
         result = keep_components(result, components, _only(components.largest(), components))
+        del components  # large
     chosen = {
         rules["labels"][name]: rule
         for name, rule in rules["classes"].items()
@@ -137,8 +139,9 @@ def fill_holes(label_map: np.ndarray, rules: Mapping[str, Any]) -> np.ndarray:
     values = [rules["labels"][name] for name, rule in rules["classes"].items() if rule["fill_holes"]]
     if not values:
         return label_map
-    holes = find_holes(label_map)
-    return np.where(np.isin(holes, values), holes, label_map)
+    holes, result = find_holes(label_map), label_map.copy()
+    np.copyto(result, holes, where=is_among(holes, values))
+    return result
 
 
 def find_rules(rules: str | None, checkpoint: str | Sequence[str] | None) -> Path | None:
@@ -189,7 +192,8 @@ class ApplyPostprocessingd(MapTransform):
             return result
         for key in self.keys:
             label_map = result[key]
-            values = label_map[0].cpu().numpy().astype(np.int32)
+            values = label_map[0].cpu().numpy()
+            values = values.astype(np.min_scalar_type(int(values.max(initial=0))))  # components take enough memory
             unmeasured = "image" in result and physical_spacing(result["image"]) is None  # a picture
             cleaned = apply_rules(values, self.rules, None if unmeasured else physical_spacing(label_map))
             result[key] = label_map.clone()
