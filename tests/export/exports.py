@@ -1,0 +1,56 @@
+"""Small networks as the tests of the export export them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.common import BUNDLE_ROOT
+from scripts.export.__main__ import main
+from scripts.networks import LightMUNet
+
+INFERENCE = str(BUNDLE_ROOT / "configs/inference.json")
+LABELS = {"first": 2, "second": 5}
+
+
+def settings(dims: int, **others: Any) -> dict[str, Any]:
+    """Ids of inference.json that make a network of two stages, the first of convolutions."""
+    tiny = {
+        "spatial_dims": dims,
+        "labels": LABELS,
+        "patch_size": [16, 8, 24][:dims],
+        "strides": [[2] * dims],
+        "conv_stages": 1,
+        "init_filters": 8,
+        "network_def#blocks_down": [1, 1],
+        "network_def#blocks_up": [1],
+        "spacing": None,
+        "mirror_axes": [0],
+    }
+    return tiny | others
+
+
+def words(ids: dict[str, Any]) -> list[str]:
+    """Ids as they are typed."""
+    return [word for name, value in ids.items() for word in (f"--{name}", "null" if value is None else str(value))]
+
+
+def small_network(dims: int) -> LightMUNet:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"stem": "full", "scan_order": "axes", "norm_bias": 1.0, "conv_stages": 1}
+    return LightMUNet(dims, 1, 3, 8, (1, 1), (1,), strides=[[2] * dims], **options).eval()
+
+
+class Export:
+    """What the command wrote, and from which weights."""
+
+    def __init__(self, folder: Path, dims: int) -> None:
+        self.dims, self.network = dims, small_network(dims)
+        self.weights, self.onnx, self.json = (folder / name for name in ("weights.pt", "net.onnx", "net.json"))
+        torch.save(self.network.state_dict(), self.weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's, of configs that are code
+            main(["--checkpoint", str(self.weights), "--output", str(self.onnx), *words(settings(dims))])

@@ -1,0 +1,86 @@
+"""onnxruntime computes with the exported network what the network computes in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exports import Export, small_network
+
+from scripts.export.onnx_file import check_installed, largest_difference, write_onnx
+from scripts.networks import LightMUNet
+
+MOST_NODES, LARGEST_ERROR = 2000, 1e-5
+
+
+def relative_error(network: LightMUNet, file: Path, image: torch.Tensor) -> float:
+    with torch.no_grad():
+        exact = network.double()(image.double()).numpy()
+    network.float()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"image": image.numpy()})
+    assert found.dtype == np.float32 and found.shape == exact.shape
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_computes_the_same(dims: int, batch: int, request: pytest.FixtureRequest) -> None:
+    export: Export = request.getfixturevalue(f"export_{dims}d")
+    torch.manual_seed(batch)
+    image = torch.randn(batch, 1, *[16, 8, 24][:dims])
+    assert relative_error(export.network, export.onnx, image) <= LARGEST_ERROR
+
+
+def test_each_scan_is_one_operator(export_3d: Export) -> None:
+    """Not a loop that was written out: the file's size does not depend on the patch."""
+    graph = onnx.load(export_3d.onnx).graph
+    layers = sum(type(module).__name__ == "VSSLayer" for module in export_3d.network.modules())
+    assert [node.op_type for node in graph.node].count("Scan") == layers == 2
+    assert {dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim} == {
+        "batch",
+        1,
+        16,
+        8,
+        24,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dims", "stages", "options"),
+    [
+        (2, 2, {"scan_order": "raster", "stem": "separable"}),  # the paper's
+        (3, 4, {"scan_order": "bidirectional", "conv_stages": 3, "strides": [[2, 2, 1], [2, 2, 2], [2, 2, 1]]}),
+    ],
+)
+def test_other_networks(dims: int, stages: int, options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = LightMUNet(dims, 2, 3, 8, (1,) * stages, (1,) * (stages - 1), norm_bias=1.0, **options).eval()
+    patch, file = [16, 8, 4][:dims], tmp_path / "net.onnx"
+    nodes = write_onnx(network, patch, file)
+    graph = onnx.load(file).graph
+    inside = [node for scan in graph.node for attribute in scan.attribute for node in attribute.g.node]
+    assert nodes == len(graph.node) + len(inside) <= MOST_NODES and len(inside) >= 4 * 6
+    assert relative_error(network, file, torch.randn(3, 2, *patch)) <= LARGEST_ERROR
+
+
+def test_the_check_sees_another_network(export_2d: Export) -> None:
+    assert largest_difference(export_2d.network, [16, 8], export_2d.onnx) <= LARGEST_ERROR
+    other = small_network(2)
+    with torch.no_grad():
+        other.encoder[1].blocks[0].vss1.mamba.D.mul_(1.01)
+    assert largest_difference(other, [16, 8], export_2d.onnx) > 10 * LARGEST_ERROR
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ValueError, match="the export needs onnxscript: pip install onnxscript"):
+        check_installed()
+    monkeypatch.setattr(torch, "__version__", "2.4.1")
+    with pytest.raises(ValueError, match=r"2\.8 or newer, this is 2\.4\.1"):
+        check_installed()
