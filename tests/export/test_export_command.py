@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from exports import INFERENCE, LABELS, Export, settings, words
 
 from scripts.common import BUNDLE_ROOT
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, find_user_error
 from scripts.engines.checkpoints import weights_digest
 from scripts.export.__main__ import main
 from scripts.export.model import read_model
@@ -140,8 +141,9 @@ def test_wrong_weights_and_words_are_refused(export_3d: Export, tmp_path: Path) 
         (export_3d.weights, {"int_filters": 8}, "did you mean 'init_filters'"),
         (f"[{export_3d.weights},{damaged}]", {}, "one after the other"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(Exception) as caught:
             export(weights, output, **ids)
+        assert re.search(message, str(find_user_error(caught.value))), caught.value
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.pt"]
 
 
