@@ -139,4 +139,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "holes": partial(postprocessing, "holes"),
     "surface metrics": partial(postprocessing, "surface"),
     "postprocessing, machine": partial(machine, "postprocessing_cpu"),
+    "export": partial(table_of, "export", "export_cpu"),
+    "export, machine": partial(machine, "export_cpu"),
 }

@@ -14,7 +14,7 @@ from exports import INFERENCE, LABELS, Export, settings, words
 
 from scripts.common import BUNDLE_ROOT
 from scripts.common.errors import UserError, find_user_error
-from scripts.engines.checkpoints import weights_digest
+from scripts.engines.weights import weights_digest
 from scripts.export.__main__ import main
 from scripts.export.model import read_model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,17 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from ..common import BUNDLE_ROOT
-from ..common.command_line import as_flag, check_ids, option_values, or_none
+from ..common.command_line import check_ids, option_values, or_none
 from ..common.errors import UserError
-from ..data.transforms import check_patch_size, image_dims
-from ..engines.checkpoints import check_preparation, load_weights, weights_digest
+from ..data.transforms import Preparation
 from ..engines.ensemble import checkpoint_paths
+from ..engines.settings_check import check_settings
+from ..engines.weights import weights_digest
 from ..networks import LightMUNet
 
 __all__ = ["Model", "read_model"]
+
+logger = logging.getLogger("lightm_unet")
 
 
 class Model(NamedTuple):
@@ -53,14 +57,16 @@ def read_model(files: Sequence[str], checkpoint: str, overrides: Sequence[str] =
         raise UserError(f"--checkpoint names {len(paths)} files: export one after the other, and average their logits")
     config = _read_configs(files, paths[0], overrides)
     config.get_parsed_content("check_settings")
-    settings = _settings(config)
-    check_patch_size(settings["patch_size"], settings["spatial_dims"], settings["strides"])
+    trained, strides = config.get_parsed_content("trained"), or_none(config.get_parsed_content("strides"))
+    preparation, patch = config.get_parsed_content("preparation"), trained["patch_size"]
+    check_settings(patch_size=patch, spatial_dims=preparation.spatial_dims, strides=strides)
+    config.get_parsed_content("load_weights")
     network = config.get_parsed_content("network_def")
-    load_weights(network, paths[0])
-    check_preparation(paths[0], settings)
+    _warn_of_columns(preparation)
+    about = {"name": config.get_parsed_content("name"), "overlap": config.get_parsed_content("overlap")}
     digest = {"weights": Path(paths[0]).name, "weights_digest": weights_digest(paths[0])}
-    patch = tuple(settings["patch_size"])
-    return Model(network, patch, _longest_scan(patch, settings["strides"], network), _facts(settings) | digest)
+    facts = _facts(preparation, trained) | about | digest
+    return Model(network, tuple(patch), _longest_scan(patch, strides, network), facts)
 
 
 def _read_configs(files: Sequence[str], checkpoint: str, overrides: Sequence[str]) -> ConfigParser:
@@ -72,38 +78,35 @@ def _read_configs(files: Sequence[str], checkpoint: str, overrides: Sequence[str
     return config
 
 
-def _settings(config: ConfigParser) -> dict[str, Any]:
-    """The task's settings by their names, as inference takes them: patch_size and mirror_axes from the training."""
-    names = ("name", "spatial_dims", "slice_axis", "rows_first", "in_channels", "labels", "spacing", "normalization")
-    settings = {name: config.get_parsed_content(name) for name in (*names, "crop_nonzero", "strides", "overlap")}
-    trained = {"patch_size": "window_size", "mirror_axes": "tta_axes"}
-    return settings | {name: config.get_parsed_content(id) for name, id in trained.items()}
+def _warn_of_columns(preparation: Preparation) -> None:
+    if preparation.image_dims == 2 and not preparation.rows_first:
+        logger.warning(
+            "this task was planned (without rows_first) when 2D NIfTI, NRRD and MetaImage files came with rows and "
+            "columns exchanged: if the network learnt from such files, it takes (columns, rows)"
+        )
 
 
-def _longest_scan(patch_size: Sequence[int], strides: Any, network: LightMUNet) -> int:
+def _longest_scan(patch_size: Sequence[int], strides: Sequence[Sequence[int]] | None, network: LightMUNet) -> int:
     """The finest stage of VSS layers has it."""
-    strides = or_none(strides) or [[2] * len(patch_size)] * network.conv_stages
+    strides = strides or [[2] * len(patch_size)] * network.conv_stages
     return math.prod(patch_size) // math.prod(map(math.prod, strides[: network.conv_stages]))
 
 
-def _facts(settings: dict[str, Any]) -> dict[str, Any]:
-    dims = image_dims(settings["spatial_dims"], settings["slice_axis"])
-    patch, slice_axis = list(settings["patch_size"]), or_none(settings["slice_axis"])
-    window = patch if slice_axis is None else [*patch[:slice_axis], 1, *patch[slice_axis:]]
-    labels = dict(sorted(settings["labels"].items(), key=lambda item: item[1]))
+def _facts(preparation: Preparation, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared, and go through the network in windows."""
+    patch, slice_axis = list(trained["patch_size"]), preparation.slice_axis
+    labels = dict(sorted(preparation.labels.items(), key=lambda item: item[1]))
     return {
-        "name": settings["name"],
-        "image_dims": dims,
-        "in_channels": settings["in_channels"],
+        "image_dims": preparation.image_dims,
+        "in_channels": preparation.in_channels,
         "labels": labels,
         "label_values": [0, *labels.values()],
-        "orientation": "RAS" if dims == 3 else None,
-        "crop_nonzero": as_flag(settings["crop_nonzero"], "crop_nonzero"),
-        "normalization": or_none(settings["normalization"]) or ["zscore"] * settings["in_channels"],
-        "spacing": or_none(settings["spacing"]),
+        "orientation": "RAS" if preparation.image_dims == 3 else None,
+        "crop_nonzero": preparation.crop_nonzero,
+        "normalization": preparation.normalization or ["zscore"] * preparation.in_channels,
+        "spacing": preparation.spacing,
         "slice_axis": slice_axis,
         "patch_size": patch,
-        "window": window,
-        "overlap": settings["overlap"],
-        "mirror_axes": list(settings["mirror_axes"]),
+        "window": patch if slice_axis is None else [*patch[:slice_axis], 1, *patch[slice_axis:]],
+        "mirror_axes": list(trained["mirror_axes"]),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..networks import LightMUNet
 
-__all__ = ["INPUT", "OUTPUT", "check_installed", "largest_difference", "write_onnx"]
+__all__ = ["INPUT", "OUTPUT", "check_installed", "largest_difference", "relative_difference", "write_onnx"]
 
 INPUT, OUTPUT = "image", "logits"
 OLDEST_TORCH = (2, 8)  # the first whose exporter knows the scan operator
@@ -41,11 +42,10 @@ def write_onnx(network: LightMUNet, patch_size: Sequence[int], path: Path) -> in
     Returns:
         The nodes of the graph, those inside its scans included.
     """
-    from .layers import exportable
+    from .layers import exportable  # not before check_installed: an older PyTorch lacks what it imports
 
     example = torch.zeros(2, network.in_channels, *patch_size)  # 2: a batch of 1 would be kept as a constant
-    with warnings.catch_warnings(), torch.no_grad(), _quiet():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             exportable(network),
             (example,),
@@ -78,18 +78,21 @@ def largest_difference(network: LightMUNet, patch_size: Sequence[int], path: Pat
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value expected."""
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-class _quiet:
-    """Keeps the exporter from telling which operators of other packages it does not find."""
-
-    def __enter__(self) -> None:
-        self.before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self.before)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from telling which operators of other packages it does not find, and what it deprecates."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _nodes(graph: Any) -> int:
