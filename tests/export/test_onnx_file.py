@@ -81,6 +81,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match="the export needs onnxscript: pip install onnxscript"):
         check_installed()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
+    check_installed()
+    with pytest.raises(ValueError, match="pip install onnxruntime"):
+        check_installed(["onnxruntime"])
     monkeypatch.setattr(torch, "__version__", "2.4.1")
     with pytest.raises(ValueError, match=r"2\.8 or newer, this is 2\.4\.1"):
         check_installed()

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line. Raises UserError, which the command line shows as one line."""
     options, overrides = _arguments(arguments)
     files = as_config_files(options.config_file)
-    check_installed()
+    check_installed(["onnxruntime"] if options.check else [])
     description = _check_outputs(options.output, [*files, *checkpoint_paths(options.checkpoint)], options.overwrite)
     start, model = time.perf_counter(), read_model(files, options.checkpoint, overrides)
     open_folder(options.output.parent, "--output")
@@ -68,6 +68,8 @@ def _check_outputs(output: Path, inputs: Sequence[str], overwrite: bool) -> Path
     """
     if output.suffix != ".onnx":
         raise UserError(f"--output {output} must end in .onnx")
+    if not os.path.lexists(output):
+        check_output_file(output, "--output", inputs)
     description = check_output_file(output.with_suffix(".json"), "--output", inputs)
     there = [file for file in (output, description) if os.path.lexists(file)]
     if there and not overwrite:

@@ -22,15 +22,18 @@ INPUT, OUTPUT = "image", "logits"
 OLDEST_TORCH = (2, 8)  # the first whose exporter knows the scan operator
 
 
-def check_installed() -> None:
+def check_installed(more: Sequence[str] = ()) -> None:
     """Refuse to begin without what the export needs, which the bundle's other commands do without.
+
+    Args:
+        more: packages that are needed this time.
 
     Raises:
         UserError: says what to install.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         raise UserError(f"the export needs PyTorch 2.8 or newer, this is {torch.__version__}: pip install -U torch")
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("onnx", "onnxscript", *more) if importlib.util.find_spec(name) is None]:
         raise UserError(f"the export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
@@ -60,14 +63,8 @@ def write_onnx(network: LightMUNet, patch_size: Sequence[int], path: Path) -> in
 
 
 def largest_difference(network: LightMUNet, patch_size: Sequence[int], path: Path) -> float:
-    """How far the logits of the file are from the network's on a random patch, as a share of the largest.
-
-    Raises:
-        UserError: onnxruntime is not installed.
-    """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UserError("--check runs the exported network with onnxruntime: pip install onnxruntime, or leave it out")
-    import onnxruntime
+    """How far onnxruntime's logits are from the network's on a random patch, as a share of the largest."""
+    import onnxruntime  # an option's
 
     image = torch.randn(1, network.in_channels, *patch_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
