@@ -9,7 +9,7 @@ import torch
 from exports import Export
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny tensors: a second thread only waits."""
     threads = torch.get_num_threads()
@@ -19,10 +19,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def export_3d(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def weights_3d(tmp_path_factory: pytest.TempPathFactory) -> Export:
     return Export(tmp_path_factory.mktemp("export_3d"), 3)
 
 
 @pytest.fixture(scope="session")
-def export_2d(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def weights_2d(tmp_path_factory: pytest.TempPathFactory) -> Export:
     return Export(tmp_path_factory.mktemp("export_2d"), 2)
+
+
+@pytest.fixture(scope="session")
+def export_3d(weights_3d: Export) -> Export:
+    return weights_3d.run()
+
+
+@pytest.fixture(scope="session")
+def export_2d(weights_2d: Export) -> Export:
+    return weights_2d.run()

@@ -34,8 +34,10 @@ def export(weights: Path, output: Path, *more: str, **ids: Any) -> None:
     main(["--checkpoint", str(weights), "--output", str(output), *more, *words(settings(3, **ids))])
 
 
-def test_the_json_says_what_a_user_needs(export_3d: Export) -> None:
-    facts = json.loads(export_3d.json.read_text(encoding="utf-8"))
+@pytest.mark.usefixtures("nothing_is_exported")
+def test_the_json_says_what_a_user_needs(weights_3d: Export, tmp_path: Path) -> None:
+    export(weights_3d.weights, tmp_path / "net.onnx")
+    facts = json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))
     assert facts == {
         "format": "lightm_unet_onnx",
         "version": 1,
@@ -54,7 +56,7 @@ def test_the_json_says_what_a_user_needs(export_3d: Export) -> None:
         "overlap": 0.5,
         "mirror_axes": [0],
         "weights": "weights.pt",
-        "weights_digest": weights_digest(export_3d.weights),
+        "weights_digest": weights_digest(weights_3d.weights),
     }
 
 
@@ -70,8 +72,8 @@ def test_the_json_says_what_a_user_needs(export_3d: Export) -> None:
         ({"spacing": [0.5, 2]}, {"spacing": [0.5, 2]}),
     ],
 )
-def test_the_json_follows_the_task(export_2d: Export, ids: dict[str, Any], expected: dict[str, Any]) -> None:
-    facts = facts_of(export_2d.weights, settings(2, **ids))
+def test_the_json_follows_the_task(weights_2d: Export, ids: dict[str, Any], expected: dict[str, Any]) -> None:
+    facts = facts_of(weights_2d.weights, settings(2, **ids))
     assert {key: facts[key] for key in expected} == expected
 
 
@@ -79,8 +81,8 @@ def facts_of(weights: Path, ids: dict[str, Any]) -> dict[str, Any]:
     return read_model([INFERENCE], str(weights), words(ids)).facts
 
 
-def test_the_window_is_that_of_the_training(export_2d: Export, tmp_path: Path) -> None:
-    weights = Path(shutil.copy(export_2d.weights, tmp_path))
+def test_the_window_is_that_of_the_training(weights_2d: Export, tmp_path: Path) -> None:
+    weights = Path(shutil.copy(weights_2d.weights, tmp_path))
     (tmp_path / "settings.json").write_text(json.dumps({"patch_size": [32, 16], "mirror_axes": [1]}))
     ids = {name: value for name, value in settings(2).items() if name not in ("patch_size", "mirror_axes")}
     task = tmp_path / "task.json"  # what stands in an overlay is not typed, and the training's own comes first
@@ -89,57 +91,58 @@ def test_the_window_is_that_of_the_training(export_2d: Export, tmp_path: Path) -
     assert (facts["patch_size"], facts["window"], facts["mirror_axes"]) == ([32, 16], [32, 16], [1])
 
 
-def test_the_longest_scan_is_the_finest_vss_stage(export_3d: Export) -> None:
-    assert read_model([INFERENCE], str(export_3d.weights), words(settings(3))).longest_scan == 8 * 4 * 12
+def test_the_longest_scan_is_the_finest_vss_stage(weights_2d: Export, weights_3d: Export) -> None:
+    assert read_model([INFERENCE], str(weights_2d.weights), words(settings(2))).longest_scan == 16 * 8
+    assert read_model([INFERENCE], str(weights_3d.weights), words(settings(3))).longest_scan == 8 * 4 * 12
 
 
 @pytest.mark.usefixtures("nothing_is_exported")
-def test_nothing_is_lost(export_3d: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_lost(weights_3d: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, beside = tmp_path / "new" / "net.onnx", tmp_path / "new" / "net.json"
-    export(export_3d.weights, output)
+    export(weights_3d.weights, output)
     assert sorted(file.name for file in output.parent.iterdir()) == ["net.json", "net.onnx"]
     assert str(output) in capsys.readouterr().out
     with pytest.raises(UserError, match="there already: add --overwrite"):
-        export(export_3d.weights, output)
-    export(export_3d.weights, output, "--overwrite", overlap=0.25)
+        export(weights_3d.weights, output)
+    export(weights_3d.weights, output, "--overwrite", overlap=0.25)
     assert json.loads(beside.read_text())["overlap"] == 0.25
     beside.write_text('{"mine": 1}')
     with pytest.raises(UserError, match="nothing says that it may be lost"):
-        export(export_3d.weights, output, "--overwrite")
+        export(weights_3d.weights, output, "--overwrite")
     beside.unlink()
     with pytest.raises(UserError, match="nothing says that it may be lost"):  # another program's network
-        export(export_3d.weights, output, "--overwrite")
+        export(weights_3d.weights, output, "--overwrite")
     assert output.read_bytes() == b"a network"
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net", "net.json", "image.nii.gz"])
-def test_the_output_must_be_called_onnx(export_3d: Export, tmp_path: Path, name: str) -> None:
+def test_the_output_must_be_called_onnx(weights_3d: Export, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"must end in \.onnx"):
-        export(export_3d.weights, tmp_path / name)
+        export(weights_3d.weights, tmp_path / name)
 
 
 @pytest.mark.usefixtures("nothing_is_exported")
-def test_an_input_is_never_written(export_3d: Export, tmp_path: Path) -> None:
+def test_an_input_is_never_written(weights_3d: Export, tmp_path: Path) -> None:
     task = Path(shutil.copy(HIPPOCAMPUS, tmp_path / "task.json"))
     before = task.read_bytes()
     with pytest.raises(UserError, match="is a file that is read"):
-        export(export_3d.weights, tmp_path / "task.onnx", "--config_file", f"['{INFERENCE}','{task}']", "--overwrite")
+        export(weights_3d.weights, tmp_path / "task.onnx", "--config_file", f"['{INFERENCE}','{task}']", "--overwrite")
     assert task.read_bytes() == before
 
 
-def test_wrong_weights_and_words_are_refused(export_3d: Export, tmp_path: Path) -> None:
+def test_wrong_weights_and_words_are_refused(weights_3d: Export, tmp_path: Path) -> None:
     output = tmp_path / "net.onnx"
     damaged = tmp_path / "damaged.pt"
-    damaged.write_bytes(export_3d.weights.read_bytes()[:-100])
+    damaged.write_bytes(weights_3d.weights.read_bytes()[:-100])
     for weights, ids, message in [
         (tmp_path / "none.pt", {}, "there are no weights at"),
         (damaged, {}, "is not a file of PyTorch weights"),
-        (export_3d.weights, {"init_filters": 16}, "do not fit the network"),
-        (export_3d.weights, {"conv_stages": 0}, "give --conv_stages 1"),
-        (export_3d.weights, {"patch_size": [15, 8, 24]}, "patch_size .* multiple of 2"),
-        (export_3d.weights, {"overlap": 1.5}, "overlap must be"),
-        (export_3d.weights, {"int_filters": 8}, "did you mean 'init_filters'"),
-        (f"[{export_3d.weights},{damaged}]", {}, "one after the other"),
+        (weights_3d.weights, {"init_filters": 16}, "do not fit the network"),
+        (weights_3d.weights, {"conv_stages": 0}, "give --conv_stages 1"),
+        (weights_3d.weights, {"patch_size": [15, 8, 24]}, "patch_size .* multiple of 2"),
+        (weights_3d.weights, {"overlap": 1.5}, "overlap must be"),
+        (weights_3d.weights, {"int_filters": 8}, "did you mean 'init_filters'"),
+        (f"[{weights_3d.weights},{damaged}]", {}, "one after the other"),
     ]:
         with pytest.raises(Exception) as caught:
             export(weights, output, **ids)
@@ -149,9 +152,9 @@ def test_wrong_weights_and_words_are_refused(export_3d: Export, tmp_path: Path) 
 
 @pytest.mark.usefixtures("nothing_is_exported")
 def test_rules_beside_the_weights_are_mentioned(
-    export_3d: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights_3d: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = Path(shutil.copy(export_3d.weights, tmp_path))
+    weights = Path(shutil.copy(weights_3d.weights, tmp_path))
     export(weights, tmp_path / "a.onnx")
     assert "postprocessing" not in capsys.readouterr().out
     (tmp_path / "postprocessing.json").write_text("{}")
@@ -159,12 +162,12 @@ def test_rules_beside_the_weights_are_mentioned(
     assert "postprocessing.json" in capsys.readouterr().out
 
 
-def test_a_failed_export_leaves_nothing(export_3d: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing(weights_3d: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(network: object, patch_size: object, path: Path) -> int:
         torch.save({}, path)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("scripts.export.__main__.write_onnx", fail)
     with pytest.raises(OSError, match="No space left"):
-        export(export_3d.weights, tmp_path / "net.onnx")
+        export(weights_3d.weights, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
