@@ -21,9 +21,8 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnxruntime
 import torch
 from harness import Results, environment_line, guarded, load_results, markdown_table, number
 
@@ -32,6 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bundle"))
 from scripts.export.model import read_model
 from scripts.export.onnx_file import relative_difference, write_onnx
 from scripts.networks import LightMUNet
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 BENCHMARK = "export"
 REPOSITORY = Path(__file__).parents[1]
@@ -100,6 +102,8 @@ def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def _session(file: Path) -> onnxruntime.InferenceSession:
+    import onnxruntime  # `make tables` does without
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

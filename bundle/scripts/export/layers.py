@@ -49,8 +49,8 @@ class GroupNormInPieces(nn.Module):
     """GroupNorm whose sums go over pieces first and then over the pieces' sums.
 
     PyTorch exports GroupNorm as ONNX's InstanceNormalization, and onnxruntime adds all voxels of a group up in one
-    float: at 64^3 voxels that errs by 4e-4, which moves labels. Deviations are taken from the mean before they are
-    squared, so that a large mean costs nothing.
+    float: at 64^3 voxels that errs by 3e-4. Deviations are taken from the mean before they are squared, so that a
+    large mean costs nothing.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
