@@ -63,9 +63,13 @@ def read_model(files: Sequence[str], checkpoint: str, overrides: Sequence[str] =
     config.get_parsed_content("load_weights")
     network = config.get_parsed_content("network_def")
     _warn_of_columns(preparation)
-    about = {"name": config.get_parsed_content("name"), "overlap": config.get_parsed_content("overlap")}
-    digest = {"weights": Path(paths[0]).name, "weights_digest": weights_digest(paths[0])}
-    facts = _facts(preparation, trained) | about | digest
+    facts = {
+        "name": config.get_parsed_content("name"),
+        **_facts(preparation, trained),
+        "overlap": config.get_parsed_content("overlap"),
+        "weights": Path(paths[0]).name,
+        "weights_digest": weights_digest(paths[0]),
+    }
     return Model(network, tuple(patch), _longest_scan(patch, strides, network), facts)
 
 
