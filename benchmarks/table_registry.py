@@ -142,4 +142,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "postprocessing, machine": partial(machine, "postprocessing_cpu"),
     "large case": large_case,
     "large case, machine": partial(machine, "large_case_cpu"),
+    "export": partial(table_of, "export", "export_cpu"),
+    "export, machine": partial(machine, "export_cpu"),
 }

@@ -27,7 +27,7 @@ CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
 NAME = "lightm_unet_segmentation"
 GUIDES = ("README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
-DOCUMENTS = (*GUIDES, "bundle/docs/data_license.txt", "CHANGELOG.md")
+DOCUMENTS = (*GUIDES, "bundle/docs/onnx.md", "bundle/docs/data_license.txt", "CHANGELOG.md")
 # What `planning` writes when a reader follows the documents.
 PLANNED = re.compile(r"configs/tasks/(?:NAME|mine|my_hippocampus)(?:\.fingerprint)?\.json")
 # Names that pip knows and metadata.json has a field of its own for.
