@@ -204,7 +204,8 @@ class _Run:
         image = torch.nn.functional.pad(self.image, list(chain.from_iterable(reversed(self.margins))))
         total = self.walk.items * len(self.members)
         hidden = None if self.progress and is_main_process() else True
-        with tqdm(None, "windows", total, False, unit="window", disable=hidden, delay=SHOW_AFTER) as bar:
+        options = {"leave": False, "disable": hidden, "delay": SHOW_AFTER}
+        with tqdm(desc="windows", total=total, unit="window", **options) as bar:
             for stage in self.walk.stages:
                 for prepare in self.members:
                     prepare()
