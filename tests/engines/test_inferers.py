@@ -165,7 +165,7 @@ def test_a_batch_of_lazy_logits_comes_apart_in_the_engine() -> None:
 
 def test_no_room_is_said_before_the_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("scripts.engines.room.free_memory", lambda: 1000)
+    monkeypatch.setattr("scripts.inference.room.free_memory", lambda: 1000)
     lazy = sliding_window([8, 8]).lazily(torch.rand(1, 40, 40), lambda x: calls.append(1) or position_weighted(x))
     with pytest.raises(UserError, match="an image of 40 x 40 voxels with 2 classes needs") as caught:
         list(lazy.slabs())

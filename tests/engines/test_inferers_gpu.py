@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.transforms import Preparation
-from scripts.engines import room
 from scripts.engines.ensemble import Ensemble
 from scripts.engines.inferers import InSlabs, sliding_window
+from scripts.inference import room
 from scripts.postprocessing.label_maps import to_label_map
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -21,13 +21,13 @@ from scripts.data.resampling import resize
 from scripts.data.transforms import Preparation
 from scripts.engines import logits as logits_module
 from scripts.engines.inferers import InSlabs, sliding_window
-from scripts.engines.logits import LazyLogits, as_slabs
 from scripts.images.cases import LoadCased, load_image
+from scripts.inference.logits import LazyLogits, as_slabs
+from scripts.inference.slab_resampling import resized_slabs
+from scripts.inference.way_back import way_back
 from scripts.postprocessing import from_slabs, resampling
 from scripts.postprocessing.from_slabs import first_largest
 from scripts.postprocessing.label_maps import to_label_map, to_saved_label_map
-from scripts.postprocessing.resampling import resized_slabs
-from scripts.postprocessing.way_back import way_back
 
 LABELS = {"a": 3, "b": 1, "c": 300}
 

@@ -12,8 +12,8 @@ from monai.inferers import Inferer
 
 from ..common.errors import UserError
 from ..data.transforms import Preparation
+from ..inference.logits import LazyLogits
 from .inferers import Network, SlidingWindow
-from .logits import LazyLogits
 from .weights import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]

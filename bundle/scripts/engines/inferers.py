@@ -17,14 +17,14 @@ from monai.inferers import Inferer
 from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
-from ..common.command_line import as_flag, or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
-from .accumulator import Accumulator
-from .logits import LazyLogits, planes_of_slab
-from .room import place_of
+from ..inference.accumulator import Accumulator
+from ..inference.logits import LazyLogits, planes_of_slab
+from ..inference.room import place_of
+from ..inference.windows import Item, gaussian_weights, padding, plan_walk
 from .settings_check import check_settings
-from .windows import Item, gaussian_weights, padding, plan_walk
 
 __all__ = ["InSlabs", "Network", "SlidingWindow", "sliding_window"]
 
@@ -122,11 +122,12 @@ class InSlabs(Inferer):
         return [self.inferer.lazily(image, network, later, self.progress) for image in _plain(inputs)]
 
 
+@from_words
 def sliding_window(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     sw_batch_size: int = 4,
-    tta: bool | str = False,
+    tta: bool = False,
     mirror_axes: Sequence[int] = (),
     slice_axis: int | None = None,
 ) -> SlidingWindow:
@@ -147,11 +148,11 @@ def sliding_window(
     check_settings(overlap=overlap, sw_batch_size=sw_batch_size)
     if not all(axis in range(len(patch_size)) for axis in mirror_axes):
         raise UserError(f"mirror_axes must be of 0 to {len(patch_size) - 1}, the patch's axes, not {list(mirror_axes)}")
-    slice_axis, axes, patch = or_none(slice_axis), list(mirror_axes), list(patch_size)
+    axes, patch = list(mirror_axes), list(patch_size)
     if slice_axis is not None:
         axes = [axis + (axis >= slice_axis) for axis in axes]  # of the patch -> of the volume
         patch.insert(slice_axis, 1)
-    return SlidingWindow(patch, overlap, sw_batch_size, axes if as_flag(tta, "tta") else (), slice_axis)
+    return SlidingWindow(patch, overlap, sw_batch_size, axes if tta else (), slice_axis)
 
 
 class _Run:

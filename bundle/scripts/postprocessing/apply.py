@@ -22,7 +22,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
 from ..common.run_folder import RunFolder
@@ -148,10 +148,10 @@ def find_rules(rules: str | None, checkpoint: str | Sequence[str] | None) -> Pat
     """The file of rules that belongs to a checkpoint.
 
     Args:
-        rules: a file; "auto": postprocessing.json beside the (first) checkpoint, if there is one; "none".
+        rules: a file; "auto": postprocessing.json beside the (first) checkpoint, if there is one; None: none.
         checkpoint: one file or several.
     """
-    if or_none(rules) is None:
+    if rules is None:
         return None
     if rules != "auto":
         return Path(rules)
@@ -173,6 +173,7 @@ class ApplyPostprocessingd(MapTransform):
         UserError: the rules are missing, broken, or belong to other labels.
     """
 
+    @from_words
     def __init__(
         self,
         keys: KeysCollection,

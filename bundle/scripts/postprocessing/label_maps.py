@@ -10,7 +10,7 @@ import torch
 from monai.transforms import Compose, Lambda, Lambdad, Transform
 from monai.utils import convert_to_dst_type
 
-from ..common.command_line import as_flag
+from ..common.command_line import from_words
 from ..engines.prediction import SavePredictiond
 from .apply import ApplyPostprocessingd, Rules, apply_rules, largest_components
 from .from_slabs import ToLabelMapd
@@ -18,10 +18,11 @@ from .from_slabs import ToLabelMapd
 __all__ = ["for_scoring", "to_label_map", "to_saved_label_map"]
 
 
+@from_words
 def to_label_map(
     preprocessing: Compose,
     labels: Mapping[str, int],
-    keep_largest: bool | str = False,
+    keep_largest: bool = False,
     probabilities_key: str | None = None,
     rules: str | None = None,
     checkpoint: str | Sequence[str] | None = None,
@@ -43,22 +44,23 @@ def to_label_map(
     Logits that are not finite are an error of the case (see ToLabelMapd).
     """
     transforms: list[Transform] = [ToLabelMapd("pred", preprocessing, labels, probabilities_key, folder)]
-    if as_flag(keep_largest, "keep_largest"):
+    if keep_largest:
         transforms.append(Lambdad("pred", partial(_cleaned, rules=largest_components(labels))))
     return [*transforms, ApplyPostprocessingd(["pred"], labels, rules, checkpoint)]
 
 
+@from_words
 def to_saved_label_map(
     preprocessing: Compose,
     labels: Mapping[str, int],
     output_dir: str,
-    keep_largest: bool | str = False,
-    save_probabilities: bool | str = False,
+    keep_largest: bool = False,
+    save_probabilities: bool = False,
     rules: str | None = None,
     checkpoint: str | Sequence[str] | None = None,
 ) -> list[Transform]:
     """The same, and save it (see SavePredictiond), with the probabilities if ``save_probabilities``."""
-    key = "probabilities" if as_flag(save_probabilities, "save_probabilities") else None
+    key = "probabilities" if save_probabilities else None
     transforms = to_label_map(preprocessing, labels, keep_largest, key, rules, checkpoint, output_dir)
     return [*transforms, SavePredictiond(["pred"], output_dir, key)]
 

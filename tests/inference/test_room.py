@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.common.errors import UserError
-from scripts.engines import room
+from scripts.inference import room
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GB = 10**9
