@@ -38,6 +38,7 @@ __all__ = [
     "markdown_table",
     "number",
     "peak_in_fresh_process",
+    "peak_of_process",
     "peak_on_gpu",
     "peak_resident",
     "record",
@@ -292,6 +293,11 @@ def peak_resident(call: Callable[[], object]) -> int:
     before = _resident_bytes("VmRSS")
     call()
     return max(0, _resident_bytes("VmHWM") - before)
+
+
+def peak_of_process() -> int:
+    """Most resident memory that this process ever had, in bytes; Linux."""
+    return _resident_bytes("VmHWM")
 
 
 def peak_in_fresh_process(script: Path, options: Sequence[str]) -> int:
