@@ -163,7 +163,7 @@ def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) 
     NIfTI holds them in 4D with the classes last, NRRD and MetaImage as a vector per voxel; for other images
     ``path`` ends in .npz, with one array "probabilities".
     """
-    probabilities = probabilities.astype(np.float32)
+    probabilities = probabilities.astype(np.float32, copy=False)  # they are large, and may lie in a file
     with replacing(path) as temporary:
         if path.suffix == ".npz":
             np.savez_compressed(temporary, probabilities=probabilities)
