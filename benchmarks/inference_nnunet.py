@@ -3,7 +3,7 @@
     NNUNET_PYTHON benchmarks/inference_nnunet.py CASE.json
 
 Its own classes with plans as its planner writes them: reading, preprocessing, nnUNetPredictor's sliding window (one
-window at a time, logits in half precision), resampling to the image's grid and writing.
+window at a time, logits summed in float16), resampling to the image's grid and writing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main(case_file: str) -> None:
 def predict(case: Case) -> dict[str, Any]:
     device = torch.device(case.device)
     network = build(case).to(device)
-    warm(network, case, 1, torch.float16)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)  # instead of float16, as the other chains
+    warm(network, case, 1, torch.bfloat16)
     predictor = nnUNetPredictor(use_mirroring=case.mirror, device=device, allow_tqdm=False)
     plans_manager = PlansManager(plans(case))
     weights = torch.load(case.weights, map_location="cpu", weights_only=True)

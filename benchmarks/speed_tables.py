@@ -88,6 +88,12 @@ def iterations(name: str) -> str:
     return table(record(name))
 
 
+def large_images(name: str, shape: str) -> str:
+    from inference import table
+
+    return table(rows_with(name, shape=shape))
+
+
 def loading() -> str:
     from dataloading import table
 
