@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 from typing import Any
 
@@ -164,6 +165,22 @@ def test_no_room_is_said_before_the_second_batch(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="an image of 40 x 40 voxels with 2 classes needs") as caught:
         list(lazy.slabs())
     assert len(calls) == 1 and "\n" not in str(caught.value)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_bar_counts_the_windows_on_a_terminal(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(inferers, "SHOW_AFTER", 0)
+    (lazy,) = InSlabs(sliding_window([8, 8], tta=True, mirror_axes=[0]))(torch.rand(1, 1, 8, 16), position_weighted)
+    assert not stream.getvalue()
+    list(lazy.slabs())
+    shown = stream.getvalue()
+    assert ("windows:" in shown and "/6 [" in shown) if stream.isatty() else not shown
 
 
 def test_windows_of_any_size() -> None:

@@ -75,7 +75,7 @@ def _along(planes: Iterable[torch.Tensor], length: int, size: int, nearest: bool
     second = torch.where(fraction > 0, second, first)
     held, begin, done = None, 0, 0
     for piece in planes:
-        held = piece if held is None else torch.cat([held, piece], dim=1)
+        held = piece if held is None else torch.cat([held.to(piece.device), piece], dim=1)
         ready = int(torch.searchsorted(second, begin + held.shape[1]))  # those whose two planes are there
         step = _planes_of_block(held, held.shape[2:])
         for low in range(done, ready, step):

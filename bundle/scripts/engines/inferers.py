@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain, combinations, groupby
+from functools import partial, reduce
+from itertools import chain, combinations, groupby, starmap
 from typing import Any
 
 import torch
@@ -204,7 +204,8 @@ class _Run:
         image = torch.nn.functional.pad(self.image, list(chain.from_iterable(reversed(self.margins))))
         total = self.walk.items * len(self.members)
         hidden = None if self.progress and is_main_process() else True
-        with tqdm(None, "windows", total, False, unit="window", disable=hidden, delay=SHOW_AFTER) as bar:
+        options = {"leave": False, "disable": hidden, "delay": SHOW_AFTER}
+        with tqdm(desc="windows", total=total, unit="window", **options) as bar:
             for stage in self.walk.stages:
                 for prepare in self.members:
                     prepare()
@@ -236,9 +237,9 @@ class _Run:
             self.held = self._open(results, planes)
         pairs = zip(batch, results, strict=True)
         for start, same in groupby(pairs, key=lambda pair: pair[0].start):
-            mirrored = [result.flip([axis + 1 for axis in item.flip]) if item.flip else result for item, result in same]
-            values = mirrored[0] if len(mirrored) == 1 else sum(mirrored[1:], mirrored[0])
-            self.held.add(start, values, self.weights, len(mirrored))
+            results_of_window = list(same)
+            values = reduce(torch.add, starmap(_turned_back, results_of_window))
+            self.held.add(start, values, self.weights, len(results_of_window))
 
     def _open(self, results: torch.Tensor, planes: int) -> Accumulator:
         """The place of the sums, now that the number of classes is known."""
@@ -253,6 +254,10 @@ class _Run:
 def _window(image: torch.Tensor, item: Item, patch: Sequence[int]) -> torch.Tensor:
     where = [slice(first, first + length) for first, length in zip(item.start, patch, strict=True)]
     return image[(slice(None), *where)].flip([axis + 1 for axis in item.flip])
+
+
+def _turned_back(item: Item, result: torch.Tensor) -> torch.Tensor:
+    return result.flip([axis + 1 for axis in item.flip]) if item.flip else result
 
 
 def _plain(inputs: torch.Tensor) -> torch.Tensor:

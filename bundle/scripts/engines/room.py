@@ -36,8 +36,8 @@ def place_of(needed: int, what: str, device: torch.device) -> torch.device:
             "the limit of this job or container, or predict a smaller image (crop it)"
         )
     if device.type != "cpu" or needed >= LARGE:
-        free_text = "" if free is None else f" of {free / 1e9:.1f} GB that are free"
-        logger.info(f"{what} takes {needed / 1e9:.1f} GB of this machine's memory{free_text}")
+        there = "" if free is None else f" of the {free / 1e9:.1f} GB that are free"
+        logger.info(f"{what} takes {needed / 1e9:.1f} GB of memory{there} on the host")
     return torch.device("cpu")
 
 

@@ -62,7 +62,7 @@ class ToLabelMapd(MapTransform):
         like, logits = case.get("image"), as_slabs(case[key])
         way = WayBack(logits.size, logits.size)
         if self.invertible:  # not for pictures, which keep their grid
-            known = way_back(like, self.preprocessing)
+            known = way_back(like, self.preprocessing) if isinstance(like, MetaTensor) else None
             if known is None:
                 like, logits = self._all_at_once(case, key, logits)
             way = known or WayBack(logits.size, logits.size)
@@ -115,8 +115,9 @@ def _dtype_for(largest: int) -> torch.dtype:
 def _finite(logits: torch.Tensor, like: Any) -> torch.Tensor:
     extremes = torch.stack(torch.aminmax(logits))  # NaN comes through; needs no second tensor
     if not all(map(math.isfinite, extremes.tolist())):
+        name = like.meta["filename_or_obj"] if isinstance(like, MetaTensor) else "an image"
         raise UserError(
-            f"{like.meta['filename_or_obj']}: the network's output holds NaN or infinite values, so there is no label "
+            f"{name}: the network's output holds NaN or infinite values, so there is no label "
             "map; try --amp false, and if that does not help, other weights"
         )
     return logits
