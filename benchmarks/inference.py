@@ -143,7 +143,7 @@ def summary(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     times = {name: [round(o[name], 4) for o in outcomes] for name in outcomes[0] if name.endswith("seconds")}
     for clock in ("seconds", "cpu_seconds"):
         times[f"outside_{clock}"] = [a - b for a, b in zip(times[clock], times[f"network_{clock}"], strict=True)]
-    peaks = ("peak_bytes", "gpu_peak_bytes")
+    peaks = ("loading_peak_bytes", "peak_bytes", "gpu_peak_bytes")
     return {
         **{name: value for name, value in outcomes[-1].items() if name not in (*times, *peaks)},
         **{name: max((o[name] for o in outcomes if o[name] is not None), default=None) for name in peaks},
