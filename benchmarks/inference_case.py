@@ -113,12 +113,13 @@ class Stopwatch:
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.device = device
         self._passes: list[tuple[Any, Any]] = []
-        self._loaded = 0
+        self._loaded = self._windows = 0
         network.register_forward_pre_hook(self._enter)
         network.register_forward_hook(self._leave)
 
-    def _enter(self, *_: Any) -> None:
+    def _enter(self, _: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self._loaded = self._loaded or peak_of_process()
+        self._windows += len(inputs[0])
         self._begin = self._now()
 
     def _leave(self, *_: Any) -> None:
@@ -136,7 +137,7 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._passes.clear()
-        self._loaded = 0
+        self._loaded = self._windows = 0
         self._start = time.perf_counter(), time.process_time()
 
     def outcome(self) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Stopwatch:
             "network_seconds": sum(a[0].elapsed_time(b[0]) / 1e3 if on_gpu else b[0] - a[0] for a, b in self._passes),
             "cpu_seconds": cpu_seconds,
             "network_cpu_seconds": sum(b[1] - a[1] for a, b in self._passes),
-            "forwards": len(self._passes),
+            "windows": self._windows,  # mirrored ones too
             "loading_peak_bytes": self._loaded,  # up to the network's first pass
             "peak_bytes": peak_of_process(),
             "gpu_peak_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
