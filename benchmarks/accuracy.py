@@ -4,10 +4,10 @@
         --networks lightm_unet plain_conv_unet --folds 0 1 --iterations 4000
     python benchmarks/accuracy.py --summary
 
-Each run (network, variant, fold, seed, budget) leaves one JSON file in benchmarks/results/accuracy; a run whose file
-is there is not repeated, so that the tables grow run by run and nothing is lost when one is cut off. A network may
-carry options, `lightm_unet:init_filters=16,scan_order="axes"`; `--set learning_rate=0.0003` changes any id of the
-config, and `--variant NAME` says in the tables what was changed.
+Each run (network, variant, fold, seed, budget) is recorded in its row's file in benchmarks/results/accuracy
+(accuracy_records.py); one that is there is not repeated, so that the tables grow run by run and nothing is lost when
+one is cut off. A network may carry options, `lightm_unet:init_filters=16,scan_order="axes"`; `--set
+learning_rate=0.0003` changes any id of the config, and `--variant NAME` says in the tables what was changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import statistics
 import sys
 from collections import defaultdict
@@ -24,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, markdown_table
+from accuracy_networks import build, count_parameters, parse_spec
+from accuracy_records import RESULTS, Record, find_run, load_records, row_name, save_run
+from harness import environment, json_or_text, markdown_table
 
 BENCHMARKS = Path(__file__).resolve().parent
 BUNDLE = BENCHMARKS.parent / "bundle"
-RESULTS = BENCHMARKS / "results" / "accuracy"
 sys.path[:0] = [str(BUNDLE), str(BENCHMARKS)]
 METRICS = ("dice", "hd95")
 # Parts of a data set that the tables also show apart, by how their cases' names start.
@@ -38,8 +38,6 @@ OF_THIS_MACHINE = ("network_def", "scan_order", "dataset_dir", "bundle_root", "c
 # Of train.json, whose defaults may change: a record holds them as they were.
 RECIPE = ("learning_rate", "warmup", "gradient_norm", "weight_decay", "optimizer", "loss")
 TIMING_ITERATIONS = 60  # of the trial that turns a budget in seconds into one in iterations
-
-Record = dict[str, Any]
 
 
 def main() -> None:
@@ -56,32 +54,24 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
-    """Train and evaluate once, and write the run's record, unless it is there."""
-    from scripts.common.atomic_writing import replacing
-
+    """Train and evaluate once, and record the run, unless it is recorded."""
     task = json.loads(args.task.read_text(encoding="utf-8"))
     budget = f"{args.seconds:g}s" if args.seconds else f"{args.iterations}it"
-    label = spec if not args.variant else f"{spec} {args.variant}"
-    name = "_".join([task["name"], label, f"fold{fold}", f"seed{seed}", budget])
-    path = args.results / (name.translate(str.maketrans(' :=,"/', "------")) + ".json")
-    if path.exists():
-        print(f"{path.name} is there", flush=True)
+    record: Record = {"task": task["name"], "network": spec, "variant": args.variant, "budget": budget}
+    record |= {"fold": fold, "seed": seed}
+    if path := find_run(args.results, record):
+        print(f"{path}: fold {fold}, seed {seed} is there", flush=True)
         return
-    run_dir = args.run_dir / path.stem
+    name = "_".join([task["name"], row_name(record), f"fold{fold}", f"seed{seed}", budget])
+    run_dir = args.run_dir / name.translate(str.maketrans(' :=,"/', "------"))
     settings = config_settings(args, task, spec, fold, seed)
     iterations = args.iterations
     if args.seconds:
-        iterations = iterations_in(args, settings, args.seconds, args.run_dir / f"{path.stem}-timing")
+        iterations = iterations_in(args, settings, args.seconds, run_dir.with_name(f"{run_dir.name}-timing"))
     settings |= epochs(iterations, args.validations)
     count = parameters(spec, task | settings)
     log = train(args, settings, run_dir)
-    record = {
-        "task": task["name"],
-        "network": spec,
-        "variant": args.variant,
-        "fold": fold,
-        "seed": seed,
-        "budget": budget,
+    record |= {
         "iterations": iterations,
         "batch_size": settings.get("batch_size", task["batch_size"]),
         "settings": recorded(args, settings),
@@ -92,26 +82,20 @@ def measure(args: argparse.Namespace, spec: str, fold: str, seed: int) -> None:
         "scores": {"tta" if tta else "no_tta": evaluate(args, settings, run_dir, tta) for tta in (False, True)},
         "parameters": count,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{path.name}\n{summary([record])}", flush=True)
+    path = save_run(args.results, record)
+    print(f"{path}\n{summary([record])}", flush=True)
 
 
 def parameters(spec: str, task: Record) -> int:
-    """How many the network has, by `network.parameters()`: nnU-Net's and MONAI's state_dicts name some tensors twice.
+    """How many the network has.
 
     Args:
         spec: the network and its options, as in a record.
         task: the overlay, with what the run's settings change in it (the patch decides on nnU-Net's stages).
     """
-    from accuracy_networks import build
-
-    name, _, options = spec.partition(":")
+    name, options = parse_spec(spec)
     sizes = task["spatial_dims"], task["in_channels"], len(task["labels"]) + 1, task["patch_size"]
-    with torch.device("meta"):  # shapes without memory
-        network = build(name, *sizes, **pairs(split_options(options)))
-    return sum(parameter.numel() for parameter in network.parameters())
+    return count_parameters(lambda: build(name, *sizes, **options))
 
 
 def load_task(name: str) -> Record:
@@ -121,7 +105,7 @@ def load_task(name: str) -> Record:
 
 def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str, seed: int) -> dict[str, Any]:
     """What the run changes in train.json."""
-    name, _, options = spec.partition(":")
+    name, options = parse_spec(spec)
     network = {
         "_target_": "accuracy_networks.build",
         "name": name,
@@ -130,7 +114,7 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
         "out_channels": "$len(@labels) + 1",
         "patch_size": "@patch_size",
     }
-    network |= pairs(split_options(options))
+    network |= options
     network_order = network.get("scan_order", "raster")  # the constructor's default; weights carry the config's
     shared = {"dataset_dir": str(args.dataset_dir), "fold": fold, "seed": seed, "bundle_root": str(BUNDLE)}
     shared |= {"scan_order": network_order} if name == "lightm_unet" else {}
@@ -138,11 +122,6 @@ def config_settings(args: argparse.Namespace, task: Record, spec: str, fold: str
     if args.splits:
         shared["splits"] = str(args.splits)
     return shared | pairs(args.set)
-
-
-def split_options(options: str) -> list[str]:
-    """At commas, but not at those within brackets."""
-    return re.split(r",(?![^\[]*\])", options) if options else []
 
 
 def recorded(args: argparse.Namespace, settings: Record) -> Record:
@@ -154,14 +133,7 @@ def recorded(args: argparse.Namespace, settings: Record) -> Record:
 
 def pairs(items: Iterable[str]) -> dict[str, Any]:
     """["a=1", "b=x"] -> {"a": 1, "b": "x"}."""
-    result: dict[str, Any] = {}
-    for item in items:
-        key, _, value = item.partition("=")
-        try:
-            result[key] = json.loads(value)
-        except ValueError:
-            result[key] = value
-    return result
+    return {key: json_or_text(value) for key, _, value in (item.partition("=") for item in items)}
 
 
 def epochs(iterations: int, validations: int) -> dict[str, int]:
@@ -213,15 +185,6 @@ def evaluate(args: argparse.Namespace, settings: dict[str, Any], run_dir: Path, 
 def configs(args: argparse.Namespace, first: str, *rest: str) -> list[str]:
     """The workflow's files with the task's overlay after train.json."""
     return [str(BUNDLE / "configs" / first), str(args.task), *(str(BUNDLE / "configs" / name) for name in rest)]
-
-
-def load_records(folder: Path) -> list[Record]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-
-
-def row_name(record: Record) -> str:
-    """What the tables call the runs of one network and variant."""
-    return f"{record['network']} {record['variant']}".strip()
 
 
 def summary(records: Sequence[Record]) -> str:

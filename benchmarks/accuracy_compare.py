@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy import RESULTS, Record, load_records, row_name
+from accuracy_records import RESULTS, Record, load_records, row_name
 from harness import markdown_table
 
 Pairs = list[tuple[float, float]]

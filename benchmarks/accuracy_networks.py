@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
+from harness import json_or_text
 from monai.losses import DeepSupervisionLoss
 from monai.networks.layers import Conv
 
-__all__ = ["BUILDERS", "build", "nnunet_stages"]
+__all__ = ["BUILDERS", "build", "count_parameters", "nnunet_stages", "parse_spec"]
 
 SMALLEST_SIZE = 4  # nnU-Net: an axis is pooled while its feature map keeps at least this many voxels
 WIDEST = {2: 512, 3: 320}  # nnU-Net's bound on a stage's features
@@ -32,6 +34,28 @@ def build(
 ) -> nn.Module:
     """A network by its name in BUILDERS; usable as ``_target_`` of a config's network_def."""
     return BUILDERS[name](Task(spatial_dims, in_channels, out_channels, tuple(patch_size)), **options)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """NAME or NAME:KEY=VALUE,... -> name and options, values as in JSON where they are JSON.
+
+    Commas within brackets part nothing; an item without "=" is the backend.
+    """
+    name, _, rest = spec.partition(":")
+    items = [item.partition("=") for item in re.split(r",(?![^\[]*\])", rest) if item]
+    return name, {key if equals else "backend": json_or_text(value if equals else key) for key, equals, value in items}
+
+
+def count_parameters(make: Callable[[], nn.Module]) -> int:
+    """Of the network that is made, by `network.parameters()`, without memory for it.
+
+    nnU-Net's and MONAI's state_dicts name some tensors twice.
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make().parameters())
+
+
+Stages = tuple[Sequence[int], Sequence[Any]]
 
 
 def nnunet_stages(task: Task) -> tuple[list[int], list[tuple[int, ...]]]:
@@ -131,11 +155,11 @@ class DeeplySupervised(nn.Module):
         return logits, *reversed(coarser)
 
 
-def plain_conv_unet(task: Task) -> nn.Module:
-    """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU."""
+def plain_conv_unet(task: Task, stages: Stages | None = None) -> nn.Module:
+    """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU; nnunet_stages unless others are given."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-    return PlainConvUNet(n_conv_per_stage=2, n_conv_per_stage_decoder=2, **_nnunet_arguments(task))
+    return PlainConvUNet(n_conv_per_stage=2, n_conv_per_stage_decoder=2, **_nnunet_arguments(task, stages))
 
 
 def residual_encoder_unet(task: Task) -> nn.Module:
@@ -153,11 +177,11 @@ def segresnet(task: Task, init_filters: int = 32) -> nn.Module:
     return SegResNet(task.spatial_dims, init_filters, task.in_channels, task.out_channels)
 
 
-def dynunet(task: Task) -> nn.Module:
+def dynunet(task: Task, stages: Stages | None = None) -> nn.Module:
     """MONAI's version of nnU-Net's network, on the same plan."""
     from monai.networks.nets import DynUNet
 
-    features, strides = nnunet_stages(task)
+    features, strides = stages or nnunet_stages(task)
     return DynUNet(
         task.spatial_dims,
         task.in_channels,
@@ -170,8 +194,8 @@ def dynunet(task: Task) -> nn.Module:
     )
 
 
-def _nnunet_arguments(task: Task) -> dict[str, Any]:
-    features, strides = nnunet_stages(task)
+def _nnunet_arguments(task: Task, stages: Stages | None = None) -> dict[str, Any]:
+    features, strides = stages or nnunet_stages(task)
     return {
         "input_channels": task.in_channels,
         "num_classes": task.out_channels,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from accuracy import RESULTS, Record, gone, iterations, load_records, mean_sd, score_columns, summary
+from accuracy import gone, iterations, mean_sd, score_columns, summary
 from accuracy_compare import difference, paired
+from accuracy_records import RESULTS, Record, load_records
 from harness import markdown_table
 
 FIVE = ("0", "1", "2", "3", "4")
@@ -98,6 +99,11 @@ def dice(line: Line) -> str:
     runs = line.runs()
     columns = [c for c in score_columns(runs[0]).values() if c[0] == "tta" and c[2:] == ("dice", "")]
     return " / ".join(mean_sd(runs, *column).split(" ± ")[0] for column in columns)
+
+
+def size(line: Line) -> str:
+    """Its network's parameters."""
+    return _parameters(line.runs())
 
 
 def all_records() -> str:

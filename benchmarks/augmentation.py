@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Results, environment_line, load_results, markdown_table, number, synchronize
+from harness import Results, load_results, markdown_table, number, processor_seconds, report, synchronize
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
@@ -37,6 +37,7 @@ from monai.transforms import (
     SpatialPadd,
     Transform,
 )
+from options import argument_parser
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -54,7 +55,7 @@ Case = dict[str, np.ndarray]
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.from_json:
-        print(report(load_results(options.from_json, BENCHMARK)))
+        print(report(load_results(options.from_json, BENCHMARK), table))
         return
     results = Results(options.json, BENCHMARK, options.device, {"batches": BATCHES})
     with tempfile.TemporaryDirectory() as folder:
@@ -64,15 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row |= on_a_worker(case, patch, batch, options.seconds)
             row |= on_the_device(case, patch, batch, options.device, options.seconds)
             results.save()
-    print(report(results.content))
+    print(report(results.content, table))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--seconds", type=float, default=5, help="at least so long per figure")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--from-json", type=Path, help="print the table of earlier figures")
     return parser.parse_args(arguments)
 
 
@@ -102,18 +101,7 @@ def on_a_worker(case: Case, patch: Sequence[int], batch: int, seconds: float) ->
         "augmented": lambda number: augmented_batch(augment, cuts(augment, case, batch, number)),
         "monai": lambda number: [monai(dict(whole)) for _ in range(batch)],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rates = {}
-    for name, way in ways.items():
-        way(0)
-        start, begin, count = time.process_time(), time.perf_counter(), 0
-        while count < 3 or time.perf_counter() - begin < seconds:
-            count += 1
-            way(count)
-        rates[f"{name}_per_second"] = count * batch / (time.process_time() - start)
-    torch.set_num_threads(threads)
-    return rates
+    return {f"{name}_per_second": batch / processor_seconds(way, seconds, least=3) for name, way in ways.items()}
 
 
 def cuts(augment: Augmentation, case: Case, batch: int, seed: int) -> list[Cut]:
@@ -166,10 +154,6 @@ def monai_augmentation(spatial_dims: int, patch_size: Sequence[int], mirror_axes
         RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
         *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirror_axes),
     ]
-
-
-def report(content: dict[str, Any]) -> str:
-    return f"{environment_line(content['environment'])}\n\n{table(content)}"
 
 
 def table(content: dict[str, Any]) -> str:

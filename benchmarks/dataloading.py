@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ import nibabel as nib
 import numpy as np
 import torch
 from augmentation import monai_augmentation
-from harness import Results, environment_line, load_results, markdown_table, number
+from harness import Results, load_results, markdown_table, number, processor_seconds, report
 from monai.data import DataLoader, Dataset, PersistentDataset
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose
+from options import argument_parser
 from torch.utils.data import RandomSampler
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -40,8 +41,7 @@ from scripts.data.datalist import load_cases  # noqa: E402
 from scripts.data.loading import PatchLoader, RandomCases, augmented_batch  # noqa: E402
 from scripts.data.preparation import prepare_cases  # noqa: E402
 from scripts.data.prepared import PreparedDataset  # noqa: E402
-from scripts.data.transforms import preprocessing  # noqa: E402
-from scripts.images.cases import LoadCased  # noqa: E402
+from scripts.data.transforms import Preparation  # noqa: E402
 
 BENCHMARK = "dataloading"
 CT_SHAPE = (512, 512, 200)
@@ -62,7 +62,7 @@ Task = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.from_json:
-        print(report(load_results(options.from_json, BENCHMARK)))
+        print(report(load_results(options.from_json, BENCHMARK), table))
         return
     results = Results(options.json, BENCHMARK, torch.device("cpu"), {"workers": options.workers})
     with tempfile.TemporaryDirectory(dir=options.temporary) as folder:
@@ -73,19 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row["samples_per_second"] = throughput(dataset, task["batch_size"], options.workers, options.seconds)
                 row["cpu_ms"] = cpu_time(dataset, options.seconds)
                 results.save()
-    print(report(results.content))
+    print(report(results.content, table))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--dataset_dir", type=Path, help="the data set of --task; left out without it")
     parser.add_argument("--task", type=Path, default=BUNDLE / "configs/tasks/hippocampus.json")
     parser.add_argument("--ct_volumes", type=int, default=3, help="generated volumes; 0: none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20, help="at least so long per loader")
     parser.add_argument("--temporary", type=Path, help="where volumes and caches go for the time being")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--from-json", type=Path, help="print the table of earlier figures")
     return parser.parse_args(arguments)
 
 
@@ -93,7 +91,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> list[tuple[Task, list[di
     found = []
     if options.dataset_dir:
         task = json.loads(options.task.read_text(encoding="utf-8"))
-        found.append((task, load_cases(options.dataset_dir, "training", "all", task["in_channels"], task["labels"])))
+        found.append((task, load_cases(options.dataset_dir, "all", task["in_channels"], task["labels"]).training))
     if options.ct_volumes:
         found.append((CT_TASK, [write_ct(folder, number) for number in range(options.ct_volumes)]))
     return found
@@ -113,24 +111,24 @@ def write_ct(folder: Path, seed: int) -> dict[str, str]:
     return case
 
 
-def deterministic(task: Task) -> list[Transform]:
-    keys = ["image", "label"]
-    load = LoadCased(keys, task["spatial_dims"], task["in_channels"], task["labels"])
-    steps = preprocessing(keys, task["spatial_dims"], task["spacing"], task.get("normalization"), labels=task["labels"])
-    return [load, *steps]
+def preparation_of(task: Task) -> Preparation:
+    facts = ("spatial_dims", "in_channels", "labels", "spacing")
+    return Preparation(**{name: task[name] for name in facts}, normalization=task.get("normalization"))
 
 
 def bundle_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
     augment = Augmentation(task["patch_size"], task["mirror_axes"])
-    make: Callable[..., PreparedDataset] = PreparedDataset
-    dataset = make(cases, Compose(deterministic(task)), augment, cache, {"task": task["name"]})
-    prepare_cases(dataset, make([], dataset.preprocessing, None, cache, {}), task["spacing"])
+    preparation = preparation_of(task)
+    steps = preparation.transforms("image", "label")
+    dataset = PreparedDataset(cases, steps, augment, cache, preparation)
+    prepare_cases(dataset, PreparedDataset([], steps, None, cache, preparation), task["spacing"])
     return dataset
 
 
 def monai_dataset(task: Task, cases: list[dict[str, Any]], cache: Path) -> Dataset:
     augment = monai_augmentation(task["spatial_dims"], task["patch_size"], task["mirror_axes"])
-    dataset = PersistentDataset(cases, Compose([*deterministic(task), *augment]), cache_dir=cache)
+    steps = preparation_of(task).transforms("image", "label").transforms
+    dataset = PersistentDataset(cases, Compose([*steps, *augment]), cache_dir=cache)
     for index in range(len(cases)):
         dataset._cachecheck(cases[index])
     return dataset
@@ -158,25 +156,13 @@ def throughput(dataset: Dataset, batch_size: int, workers: int, seconds: float) 
 
 def cpu_time(dataset: Dataset, seconds: float) -> float:
     """Processor milliseconds of a patch, on one thread; a mean over at least ten patches."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     is_ours = isinstance(dataset, PreparedDataset)
 
     def patch(number: int) -> Any:
         sample = dataset[number % len(dataset)]
         return augmented_batch(dataset.augment, [sample]) if is_ours else sample
 
-    patch(0)
-    start, begin, count = time.process_time(), time.perf_counter(), 0
-    while count < 10 or time.perf_counter() - begin < seconds:
-        patch(count)
-        count += 1
-    torch.set_num_threads(threads)
-    return (time.process_time() - start) / count * 1e3
-
-
-def report(content: dict[str, Any]) -> str:
-    return f"{environment_line(content['environment'])}\n\n{table(content)}"
+    return processor_seconds(patch, seconds, least=10) * 1e3
 
 
 def table(content: dict[str, Any]) -> str:

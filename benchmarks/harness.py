@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,10 @@ __all__ = [
     "environment_line",
     "free_memory",
     "guarded",
+    "in_one_cell",
+    "installed_versions",
     "interleave",
+    "json_or_text",
     "load_results",
     "markdown_table",
     "number",
@@ -41,7 +44,11 @@ __all__ = [
     "peak_of_process",
     "peak_on_gpu",
     "peak_resident",
+    "processor_seconds",
+    "ratio",
+    "read_json",
     "record",
+    "report",
     "run_steps",
     "synchronize",
 ]
@@ -119,16 +126,29 @@ class Results:
         temporary.replace(self.path)
 
 
+def read_json(path: Path) -> Any:
+    """Raises SystemExit: the file is missing or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: cannot be read: {error}") from error
+
+
+def json_or_text(text: str) -> Any:
+    """A value that was typed: what it is as JSON, or itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def load_results(path: Path, benchmark: str) -> dict[str, Any]:
     """Read what `Results` wrote.
 
     Raises:
         SystemExit: the file is missing, is no JSON or belongs to another benchmark.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path}: cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("benchmark") != benchmark:
         raise SystemExit(f"{path}: holds no results of the benchmark {benchmark}")
     return content
@@ -143,7 +163,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "packages": {name: version for name in PACKAGES if (version := _installed_version(name))},
+        "packages": installed_versions(PACKAGES),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -156,11 +176,13 @@ def environment_line(environment: dict[str, Any]) -> str:
     return f"{environment['device']}, {where}; {versions}{', ' if packages else ''}{packages}; {environment['date']}"
 
 
-def _installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _cpu_name() -> str:
@@ -351,6 +373,36 @@ def interleave(
                 times = row.setdefault("times", {}).setdefault(mode, [])
                 times.append(round(milliseconds(call, device, repeats[i]), 5))
                 row[f"{mode}_ms"] = statistics.median(times)
+
+
+def processor_seconds(call: Callable[[int], object], seconds: float, least: int) -> float:
+    """Of one of the calls 1, 2, …, in processor time on one thread: the mean of `least` or of as many as fit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    call(0)
+    start, begin, count = time.process_time(), time.perf_counter(), 0
+    while count < least or time.perf_counter() - begin < seconds:
+        count += 1
+        call(count)
+    taken = time.process_time() - start
+    torch.set_num_threads(threads)
+    return taken / count
+
+
+def report(content: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> str:
+    """What a record was measured on, and its table."""
+    return f"{environment_line(content['environment'])}\n\n{table(content)}"
+
+
+def ratio(baseline: Row, row: Row, mode: str) -> float | None:
+    """How many times as fast as the baseline a row is; None where one of them has no time."""
+    key = f"{mode}_ms"
+    return baseline[key] / row[key] if key in row and key in baseline else None
+
+
+def in_one_cell(values: Sequence[float | None], form: str) -> str:
+    """Such as of two modes: "1.00 / 2.00"."""
+    return " / ".join("-" if value is None else format(value, form) for value in values)
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

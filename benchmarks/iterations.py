@@ -24,8 +24,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from harness import Results, environment_line, free_memory, load_results, markdown_table, number, synchronize
+from harness import Results, free_memory, load_results, markdown_table, number, report, synchronize
 from ignite.engine import Events
+from options import argument_parser
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -43,7 +44,7 @@ SHAPES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.from_json:
-        print(report(load_results(options.from_json, BENCHMARK)))
+        print(report(load_results(options.from_json, BENCHMARK), table))
         return
     settings = {"workers": options.workers, "iterations": options.iterations, "overrides": options.set}
     results = Results(options.json, BENCHMARK, options.device, settings)
@@ -52,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.row(shape=name).update(measure(Path(folder), name, options))
         results.save()
         free_memory(options.device)
-    print(report(results.content))
+    print(report(results.content, table))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--workers", type=int, default=2)
@@ -64,8 +65,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=100, help="of an epoch")
     parser.add_argument("--set", type=json.loads, default={}, help='other settings of the run, {"init_filters": 16}')
     parser.add_argument("--temporary", type=Path, help="where volumes and runs go for the time being")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--from-json", type=Path, help="print the table of earlier figures")
     return parser.parse_args(arguments)
 
 
@@ -172,10 +171,6 @@ def bare_step(trainer: Any, shape: Sequence[int], device: torch.device, seconds:
         synchronize(device)
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times[2:])
-
-
-def report(content: dict[str, Any]) -> str:
-    return f"{environment_line(content['environment'])}\n\n{table(content)}"
 
 
 def table(content: dict[str, Any]) -> str:

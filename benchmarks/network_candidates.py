@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import accuracy_networks
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from accuracy_networks import parse_spec
 from harness import record
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
@@ -59,21 +61,10 @@ def build(spec: str, shape: Shape) -> nn.Module:
         ValueError: there is no such network.
         ImportError: its package is missing.
     """
-    name, _, rest = spec.partition(":")
+    name, options = parse_spec(spec)
     if name not in BUILDERS:
         raise ValueError(f"unknown network {name!r}: choose from {', '.join(BUILDERS)}")
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        options[key if equals else "backend"] = _value(value) if equals else item
     return BUILDERS[name](shape, **options)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def lightm_unet(shape: Shape, init_filters: int = FILTERS, **options: Any) -> nn.Module:
@@ -108,13 +99,6 @@ def reference(shape: Shape, init_filters: int = FILTERS, backend: str = "mamba-s
     return ReferenceLightMUNet(shape.dims, shape.channels, CLASSES[shape.dims], init_filters, make)
 
 
-class Plan(NamedTuple):
-    """Widths and strides of a convolutional UNet, one entry a stage."""
-
-    features: tuple[int, ...]
-    strides: tuple[Any, ...]
-
-
 class ChannelsLast(nn.Module):
     """A network whose weights and input have their channels as neighbours in memory."""
 
@@ -130,32 +114,18 @@ class ChannelsLast(nn.Module):
 def plain_conv_unet(
     shape: Shape, stages: int | None = None, features: int = FILTERS, channels_last: bool = False
 ) -> nn.Module:
-    """nnU-Net's network: two convolutions a stage, InstanceNorm, LeakyReLU."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-
-    widths, strides = plan(shape, stages, features)
-    network = PlainConvUNet(
-        input_channels=shape.channels,
-        n_stages=len(widths),
-        features_per_stage=widths,
-        conv_op=nn.Conv2d if shape.dims == 2 else nn.Conv3d,
-        kernel_sizes=3,
-        strides=strides,
-        n_conv_per_stage=2,
-        num_classes=CLASSES[shape.dims],
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm2d if shape.dims == 2 else nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=False,
-    )
+    network = accuracy_networks.plain_conv_unet(task(shape), plan(shape, stages, features))
     return ChannelsLast(network, shape.dims) if channels_last else network
 
 
-def plan(shape: Shape, stages: int | None = None, features: int = FILTERS) -> Plan:
-    """As nnU-Net plans 512x512 (eight stages, which 256x256 gets too), 128x128 (six) and 40x56x40 (four).
+def task(shape: Shape) -> accuracy_networks.Task:
+    return accuracy_networks.Task(shape.dims, shape.channels, CLASSES[shape.dims], shape.spatial)
+
+
+def plan(shape: Shape, stages: int | None = None, features: int = FILTERS) -> accuracy_networks.Stages:
+    """Widths and strides of a convolutional UNet, one entry a stage.
+
+    As nnU-Net plans 512x512 (eight stages, which 256x256 gets too), 128x128 (six) and 40x56x40 (four).
 
     80x128x128 gets five stages, the 16.5 M parameters of earlier comparisons; a sixth, which nnU-Net adds where an
     axis still has 8 voxels, makes it 30.8 M and hardly slower.
@@ -163,33 +133,18 @@ def plan(shape: Shape, stages: int | None = None, features: int = FILTERS) -> Pl
     smallest = min(shape.spatial)
     if shape.dims == 2:
         stages = stages or (8 if smallest >= 256 else 6)
-        return Plan(tuple(min(features * 2**i, 512) for i in range(stages)), (1, *[2] * (stages - 1)))
+        return tuple(min(features * 2**i, 512) for i in range(stages)), (1, *[2] * (stages - 1))
     stages = stages or (5 if smallest >= 64 else 4)
     strides = (1, 2, 2, 2, 2, (1, 2, 2))[:stages]
-    return Plan(tuple(min(features * 2**i, 320) for i in range(stages)), strides)
+    return tuple(min(features * 2**i, 320) for i in range(stages)), strides
 
 
 def segresnet(shape: Shape, init_filters: int = FILTERS) -> nn.Module:
-    from monai.networks.nets import SegResNet
-
-    return SegResNet(shape.dims, init_filters, shape.channels, CLASSES[shape.dims])
+    return accuracy_networks.segresnet(task(shape), init_filters)
 
 
 def dynunet(shape: Shape, stages: int | None = None) -> nn.Module:
-    """MONAI's version of nnU-Net's network, on the same plan."""
-    from monai.networks.nets import DynUNet
-
-    features, strides = plan(shape, stages)
-    return DynUNet(
-        shape.dims,
-        shape.channels,
-        CLASSES[shape.dims],
-        kernel_size=[3] * len(strides),
-        strides=strides,
-        upsample_kernel_size=strides[1:],
-        filters=features,
-        norm_name=("INSTANCE", {"affine": True}),
-    )
+    return accuracy_networks.dynunet(task(shape), plan(shape, stages))
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

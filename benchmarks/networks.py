@@ -36,6 +36,7 @@ from harness import (
     environment_line,
     free_memory,
     guarded,
+    in_one_cell,
     interleave,
     load_results,
     markdown_table,
@@ -43,10 +44,12 @@ from harness import (
     peak_in_fresh_process,
     peak_on_gpu,
     peak_resident,
+    ratio,
     run_steps,
 )
 from network_candidates import Shape, Trial, Turn, default_specs, parse_shape
 from network_profile import profile
+from options import comparison_parser
 
 from scripts.ops.selective_scan import backend_report
 
@@ -180,9 +183,9 @@ def shape_table(rows: list[Row]) -> str:
             notes.append(f"{row['network']} failed: {row['failed']}")
         cells = [row["network"], f"{row['parameters']:,}" if "parameters" in row else "-"]
         cells += [number(row.get(f"{mode}_ms"), 3) for mode in modes]
-        peaks = [row.get("peak_bytes", {}).get(mode) for mode in modes]
-        cells += [" / ".join("-" if peak is None else f"{peak / 2**30:.2f}" for peak in peaks)] * with_peaks
-        cells += [" / ".join(_ratio(base, row, mode) for mode in modes) for base in baselines]
+        found = row.get("peak_bytes", {})
+        cells += [in_one_cell([found[mode] / 2**30 if mode in found else None for mode in modes], ".2f")] * with_peaks
+        cells += [in_one_cell([ratio(base, row, mode) for mode in modes], ".2f") for base in baselines]
         lines.append(cells)
     return "\n\n".join([markdown_table(headers, lines), *notes])
 
@@ -193,29 +196,15 @@ def _baseline(rows: list[Row], name: str) -> Row | None:
     return next((row for row in found if any(f"{mode}_ms" in row for mode in MODES)), None)
 
 
-def _ratio(base: Row, row: Row, mode: str) -> str:
-    key = f"{mode}_ms"
-    return f"{base[key] / row[key]:.2f}" if key in base and key in row else "-"
-
-
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = comparison_parser(__doc__)
     parser.add_argument("--networks", nargs="+", metavar="SPEC", help="default: all of them")
     parser.add_argument("--backends", nargs="+", help="of lightm_unet; default: all that can run here, but naive")
     parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="BxCxHxW", help="default: by the device")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default: both on a GPU, forward on a CPU")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--matmul-precision", default="highest", choices=["highest", "high", "medium"])
-    parser.add_argument("--cuda-graph", action="store_true", help="GPU: replay each pass as one CUDA graph")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=2, help="on a CPU (default 2)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget-s", type=float, default=1200, help="stop after so many seconds (default 1200)")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="CPU: do not measure memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, at once as it is known")
     parser.add_argument("--profile", nargs="+", metavar="SPEC", help="instead: the kernels that take longest")
-    parser.add_argument("--from-json", nargs="+", type=Path, metavar="FILE", help="measure nothing, print these again")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE holds")
     parser.add_argument("--memory-of", nargs=2, metavar=("SPEC", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     on_gpu = args.device.type == "cuda"

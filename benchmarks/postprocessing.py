@@ -15,15 +15,25 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Budget, Results, environment_line, guarded, interleave, load_results, markdown_table, number
+from harness import (
+    Budget,
+    Results,
+    environment_line,
+    guarded,
+    installed_versions,
+    interleave,
+    load_results,
+    markdown_table,
+    number,
+)
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from monai.transforms import FillHoles, KeepLargestConnectedComponent
+from options import argument_parser
 from scipy import ndimage
 from skimage import measure
 
@@ -52,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         "size": options.size,
         "labels": options.labels,
         "spacing": SPACING,
-        "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "versions": installed_versions(PACKAGES),
     }
     results = Results(options.json, BENCHMARK, device, settings)
     maps = label_maps(options.size, options.labels)
@@ -268,22 +278,13 @@ def _cells(row: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return [row["name"], number(time, 3), number(ratio, 2), f"{row['difference']:.2g}"]
 
 
-def _installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--size", type=int, default=192, help="voxels along each axis")
     parser.add_argument("--labels", type=int, default=13)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget-s", type=float, default=600, help="per job")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--from-json", type=Path, help="print the tables of earlier figures")
     return parser.parse_args(arguments)
 
 

@@ -12,17 +12,16 @@ one CUDA graph.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Budget, Results, Row, environment_line, load_results, markdown_table, number
+from harness import Budget, Results, Row, load_results, markdown_table, number, report
 from network_candidates import Shape, parse_shape
 from networks import measure
 from networks import parse_arguments as parse_network_arguments
+from options import argument_parser
 
 BENCHMARK = "recompute"
 # What differs from the paper's network; the first is the training of the shipped hippocampus weights.
@@ -40,12 +39,9 @@ def measured(shape: Shape, device: torch.device, rounds: int, budget: Budget) ->
     return measure(parse_network_arguments(options))["rows"]
 
 
-def report(content: dict[str, Any]) -> str:
-    return f"{environment_line(content['environment'])}\n\n{table(content['rows'])}"
-
-
-def table(rows: Sequence[Row]) -> str:
+def table(content: dict[str, Any]) -> str:
     """One line an input: the step that recomputes beside the one that keeps."""
+    rows = content["rows"]
     shapes = dict.fromkeys(row["shape"] for row in rows)
     return markdown_table(HEADERS, [_line(shape, [row for row in rows if row["shape"] == shape]) for shape in shapes])
 
@@ -58,22 +54,20 @@ def _line(shape: str, rows: Sequence[Row]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=list(map(parse_shape, RECIPES)))
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--budget-s", type=float, default=90, help="stop after so many seconds (default 90)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("--from-json", type=Path, metavar="FILE", help="print the table of earlier figures")
     args = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if args.from_json:
-        print(report(load_results(args.from_json, BENCHMARK)))
+        print(report(load_results(args.from_json, BENCHMARK), table))
         return
     budget, results = Budget(args.budget_s), Results(args.json, BENCHMARK, args.device, {"rounds": args.rounds})
     for shape in args.shapes:
         results.content["rows"] += measured(shape, args.device, args.rounds, budget)
         results.save()
-    print(report(results.content))
+    print(report(results.content, table))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from harness import LABELS, Row, environment_line, markdown_table, number
+from harness import LABELS, Row, environment_line, in_one_cell, markdown_table, number, ratio
 from scan_candidates import MAMBAPY, MODES, RAW
 
 
@@ -43,7 +42,7 @@ def ratio_table(rows: list[Row]) -> str:
     lines = []
     for shape, baseline in reversed(baselines.items()):
         found = {row["backend"]: row for row in rows if row["shape"] == shape}
-        cells = [_pair([ratio(baseline, found.get(name, {}), mode) for mode in MODES], ".2f") for name in names]
+        cells = [in_one_cell([ratio(baseline, found.get(name, {}), mode) for mode in MODES], ".2f") for name in names]
         lines.append([_title(shape), *cells])
     return markdown_table([rows[0]["dtype"], *(LABELS.get(n, n) for n in names)], lines)
 
@@ -77,12 +76,12 @@ def shape_table(rows: list[Row]) -> str:
             name,
             *(number(row.get(f"{mode}_ms"), 3) for mode in MODES),
             " / ".join(number(bandwidth(row, mode), 3) for mode in MODES),
-            _pair([_mebibytes(row, mode) for mode in MODES], ".0f"),
-            _pair(errors.get("y", (None, None)), ".1e"),
-            _pair([max(e[i] for e in gradients) if gradients else None for i in range(2)], ".1e"),
+            in_one_cell([_mebibytes(row, mode) for mode in MODES], ".0f"),
+            in_one_cell(errors.get("y", (None, None)), ".1e"),
+            in_one_cell([max(e[i] for e in gradients) if gradients else None for i in range(2)], ".1e"),
         ]
         if baseline:
-            cells.append(_pair([ratio(baseline, row, mode) for mode in MODES], ".2f"))
+            cells.append(in_one_cell([ratio(baseline, row, mode) for mode in MODES], ".2f"))
         lines.append(cells)
     return "\n\n".join([markdown_table(headers, lines), *notes])
 
@@ -96,16 +95,6 @@ def bandwidth(row: Row, mode: str) -> float | None:
     return row["bytes"][mode] / row[f"{mode}_ms"] / 1e6 if f"{mode}_ms" in row else None
 
 
-def ratio(baseline: Row, row: Row, mode: str) -> float | None:
-    key = f"{mode}_ms"
-    return baseline[key] / row[key] if key in row and key in baseline else None
-
-
 def _mebibytes(row: Row, mode: str) -> float | None:
     peak = row.get("peak_bytes", {}).get(mode)
     return None if peak is None else peak / 2**20
-
-
-def _pair(values: Sequence[float | None], form: str) -> str:
-    """Forward and forward + backward in one cell."""
-    return " / ".join("-" if value is None else format(value, form) for value in values)

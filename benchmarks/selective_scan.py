@@ -43,6 +43,7 @@ from harness import (
     run_steps,
     synchronize,
 )
+from options import comparison_parser
 from scan_candidates import (
     MAMBAPY,
     MODES,
@@ -217,22 +218,13 @@ def peak_of_this_process(backend: str, mode: str, shape: Shape, dtype: torch.dty
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = comparison_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="BxLxDxN", help="default: by the device")
     parser.add_argument("--backends", nargs="+", help="default: all that can run here")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--forward-only", action="store_true", help="do not time the backward pass")
-    parser.add_argument("--cuda-graph", action="store_true", help="GPU: replay each call as a CUDA graph")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=2, help="on a CPU (default 2)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget-s", type=float, default=1200, help="stop after so many seconds (default 1200)")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="CPU: do not measure memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, at once as it is known")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also time over the length, as a picture")
     parser.add_argument("--sweep-last", type=int, metavar="I", help="the plot ends at length 2**I")
-    parser.add_argument("--from-json", nargs="+", type=Path, metavar="FILE", help="measure nothing, print these again")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE holds")
     parser.add_argument("--memory-of", nargs=2, metavar=("BACKEND", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.cuda_graph and args.device.type != "cuda":

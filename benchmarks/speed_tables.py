@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -76,28 +77,15 @@ def precisions() -> str:
     return markdown_table(["input", *(f"{name}, ms / GiB" for name in PRECISIONS)], body)
 
 
-def recomputation() -> str:
-    from recompute import table
-
-    return table(record("recompute_h200")["rows"])
-
-
-def iterations(name: str) -> str:
-    from iterations import table
-
-    return table(record(name))
+def table_of(benchmark: str, name: str) -> str:
+    """What the benchmark itself prints of a record."""
+    return importlib.import_module(benchmark).table(record(name))
 
 
 def large_images(name: str, shape: str) -> str:
     from inference import table
 
     return table(rows_with(name, shape=shape))
-
-
-def loading() -> str:
-    from dataloading import table
-
-    return table(record("dataloading_cpu"))
 
 
 def postprocessing(job: str) -> str:

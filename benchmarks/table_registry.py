@@ -6,22 +6,20 @@ from collections.abc import Callable
 from functools import partial
 
 import accuracy_rows as rows
-import torch
-from accuracy_tables import all_records, comparison_table, dice, fold_table, score_table
+from accuracy_networks import count_parameters
+from accuracy_tables import all_records, comparison_table, dice, fold_table, score_table, size
 from harness import markdown_table
 from speed_tables import (
-    iterations,
     large_images,
-    loading,
     machine,
     memory_lines,
     milliseconds,
     networks,
     postprocessing,
     precisions,
-    recomputation,
     scan_ratios,
     scan_shape,
+    table_of,
 )
 
 
@@ -30,8 +28,8 @@ def headline() -> str:
     five, ten = rows.AGAINST_NNUNET.values()
     minute, lungs = (rows.MINUTE[0], rows.MINUTE[2]), (rows.LUNG, rows.LUNG_PLAIN)
     body = [
-        ["parameters, hippocampus", _default_parameters(3, 1), *map(_parameters, five)],
-        ["parameters, lung X-rays", _default_parameters(2, 1), *map(_parameters, lungs)],
+        ["parameters, hippocampus", _default_parameters(3, 1), *map(size, five)],
+        ["parameters, lung X-rays", _default_parameters(2, 1), *map(size, lungs)],
         ["hippocampus, five folds, 5,000 iterations: Dice", "-", *map(dice, five)],
         ["hippocampus, five folds, 10,000 iterations: Dice", "-", *map(dice, ten)],
         ["hippocampus, fold 0, a minute of an H100 (before 0.5): Dice", "-", *map(dice, minute)],
@@ -43,16 +41,10 @@ def headline() -> str:
     return markdown_table(header, body)
 
 
-def _parameters(line: rows.Line) -> str:
-    return f"{line.runs()[0]['parameters']:,}"
-
-
 def _default_parameters(dims: int, channels: int) -> str:
     from network_candidates import Shape, default
 
-    with torch.device("meta"):
-        network = default(Shape(1, channels, (64,) * dims))
-    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+    return f"{count_parameters(lambda: default(Shape(1, channels, (64,) * dims))):,}"
 
 
 def _passes(mode: str) -> list[str]:
@@ -65,9 +57,7 @@ def parameters() -> str:
     from scripts.networks import LightMUNet
 
     def count(dims: int, channels: int, classes: int, filters: int) -> str:
-        with torch.device("meta"):
-            network = LightMUNet(dims, channels, classes, init_filters=filters)
-        return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+        return f"{count_parameters(lambda: LightMUNet(dims, channels, classes, init_filters=filters)):,}"
 
     filters = (8, 16, 32)
     body = [
@@ -83,7 +73,7 @@ def shipped() -> str:
     for path, line in rows.SHIPPED.items():
         (run,) = line.runs()
         log = f"`docs/training_{line.task if path == 'models/model.pt' else path.split('/')[1]}.log`"
-        cells = [f"{run['parameters']:,}", f"{run['iterations']:,}", f"{run['train_seconds'] / 60:.0f}", dice(line)]
+        cells = [size(line), f"{run['iterations']:,}", f"{run['train_seconds'] / 60:.0f}", dice(line)]
         body.append([f"`{path}`", line.label, log, *cells])
     header = ["weights", "data", "log", "parameters", "iterations", "minutes", "Dice of held-out cases"]
     return markdown_table(header, body, text_columns=3)
@@ -127,10 +117,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "the default on a GPU, 3D": partial(networks, "networks_h200_bfloat16", "2x1x80x128x128"),
     "the default on a GPU, small": partial(networks, "networks_h200_bfloat16", "9x1x40x56x40"),
     "the default on a GPU, machine": partial(machine, "networks_h200_bfloat16"),
-    "whole iterations": partial(iterations, "iterations_h200"),
+    "whole iterations": partial(table_of, "iterations", "iterations_h200"),
     "whole iterations, machine": partial(machine, "iterations_h200"),
     "precisions": precisions,
-    "recomputation": recomputation,
+    "recomputation": partial(table_of, "recompute", "recompute_h200"),
     "recomputation, machine": partial(machine, "recompute_h200"),
     "the default on a CPU, 3D": partial(networks, "networks_cpu_default", "1x1x64x64x64"),
     "the default on a CPU, 2D": partial(networks, "networks_cpu_default", "1x3x512x512"),
@@ -147,7 +137,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "large images on a CPU, 256": partial(large_images, "inference_cpu", "256x256x300"),
     "large images on a CPU, 512": partial(large_images, "inference_cpu", "512x512x600"),
     "large images on a CPU, machine": partial(machine, "inference_cpu"),
-    "loading": loading,
+    "loading": partial(table_of, "dataloading", "dataloading_cpu"),
     "loading, machine": partial(machine, "dataloading_cpu"),
     "largest components": partial(postprocessing, "largest"),
     "holes": partial(postprocessing, "holes"),

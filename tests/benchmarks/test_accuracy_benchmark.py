@@ -12,7 +12,8 @@ import accuracy_compare
 import accuracy_figure
 import pytest
 import torch
-from accuracy_networks import BUILDERS, DeepLoss, Task, build, nnunet_stages
+from accuracy_networks import BUILDERS, DeepLoss, Task, build, nnunet_stages, parse_spec
+from accuracy_records import load_records
 from lung_split import split
 from PIL import Image
 
@@ -130,7 +131,7 @@ def test_a_row_is_one_of_a_task_and_budget() -> None:
 
 
 def test_committed_records_name_no_place_on_a_machine() -> None:
-    records = accuracy.load_records(accuracy.RESULTS)
+    records = load_records()
     assert records
     for record in records:
         assert not set(record["settings"]) & set(accuracy.OF_THIS_MACHINE)
@@ -173,7 +174,7 @@ def test_convolutions_to_try_start_from_the_network_without_them() -> None:
 def test_committed_records_count_the_parameters_of_their_networks() -> None:
     """Every network, the others' too, is built as its task and settings say."""
     counts: dict[tuple[str, str, str], int] = {}
-    for record in accuracy.load_records(accuracy.RESULTS):
+    for record in load_records():
         task = accuracy.load_task(record["task"]) | record["settings"]
         key = record["network"], record["task"], str(task["patch_size"])
         counts[key] = counts.get(key) or accuracy.parameters(record["network"], task)
@@ -209,13 +210,16 @@ def test_a_run_records_the_parameters_of_its_network(monkeypatch: pytest.MonkeyP
     options = ["--dataset_dir", "data", "--results", str(tmp_path), "--run_dir", str(tmp_path / "runs")]
     monkeypatch.setattr("sys.argv", ["accuracy.py", *options, "--networks", "plain_conv_unet", "--iterations", "50"])
     accuracy.main()
-    (written,) = accuracy.load_records(tmp_path)
+    (written,) = load_records(tmp_path)
     assert written["parameters"] == 5_603_177
+    monkeypatch.setattr(accuracy, "train", lambda *_: pytest.fail("trained what is recorded"))
+    accuracy.main()
+    assert load_records(tmp_path) == [written]
 
 
 def test_records_say_what_cannot_be_trained_any_more() -> None:
     ids = json.loads((ROOT / "bundle/configs/train.json").read_text(encoding="utf-8"))
-    for record in accuracy.load_records(accuracy.RESULTS):
+    for record in load_records():
         unknown = set(record["settings"]) - set(ids) - set(accuracy.load_task(record["task"]))
         assert unknown <= set(record.get("gone", ())), record["variant"]
         before = "exact augmentation" not in record["variant"]
@@ -223,9 +227,10 @@ def test_records_say_what_cannot_be_trained_any_more() -> None:
 
 
 def test_options_are_split_outside_of_brackets() -> None:
-    options = "init_filters=16,blocks_up=[1,1,1,1],stem=full"
-    assert accuracy.split_options(options) == ["init_filters=16", "blocks_up=[1,1,1,1]", "stem=full"]
-    assert accuracy.split_options("") == []
+    options = {"init_filters": 16, "blocks_up": [1, 1, 1, 1], "stem": "full"}
+    assert parse_spec("a:init_filters=16,blocks_up=[1,1,1,1],stem=full") == ("a", options)
+    assert parse_spec('a:cuda,stem="full"') == ("a", {"backend": "cuda", "stem": "full"})
+    assert parse_spec("a") == parse_spec("a:") == ("a", {})
 
 
 def test_a_record_holds_the_recipe_that_was_the_default() -> None:
@@ -239,9 +244,22 @@ def test_the_figure_names_the_worst(tmp_path: Path) -> None:
     scores = {f"t_{i}": {"a": {"dice": i / 20, "hd95": 1.0}, "b": {"dice": None, "hd95": None}} for i in range(20)}
     scores["t_21"] = {"a": {"dice": 0.99, "hd95": 1.0}, "b": {"dice": 0.5, "hd95": 1.0}}
     figure = tmp_path / "pictures/cases.png"
-    accuracy_figure.draw([("one", {"scores": {"tta": scores}})], figure)
+    accuracy_figure.draw([("one", [{"scores": {"tta": scores}}])], figure)
     with Image.open(figure) as picture:
         assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize(("name", "title", "folds"), [("t/one", "t/one", "01"), ("A=b=t/one:1", "A=b", "1")])
+def test_the_figure_takes_a_row_or_one_fold_of_it(tmp_path: Path, name: str, title: str, folds: str) -> None:
+    row = {"task": "t", "network": "n", "variant": "", "budget": "9it"}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/one.json").write_text(json.dumps(row | {"runs": [{"fold": "0"}, {"fold": "1"}]}))
+    found, runs = accuracy_figure.chosen(tmp_path, name)
+    assert found == title and "".join(run["fold"] for run in runs) == folds
+    with pytest.raises(ValueError, match=r"there is no .*one.json, fold 7"):
+        accuracy_figure.chosen(tmp_path, "t/one:7")
+    with pytest.raises(ValueError, match=r"there is no .*two.json"):
+        accuracy_figure.chosen(tmp_path, "t/two")
 
 
 def test_options_are_read_as_json_where_they_are() -> None:

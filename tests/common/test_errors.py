@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.common.errors import (
     UserError,
     find_user_error,
+    first_few,
     in_one_line,
     note_file,
     one_line_reason,
@@ -59,6 +60,21 @@ class Failing(Dataset):
 
     def __getitem__(self, index: int) -> None:
         fail(self.error)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "expected"),
+    [
+        ("abc", {"most": 3}, "a, b, c"),
+        ("abcd", {"most": 3}, "a, b, c, …"),
+        ("abcde", {"most": 3, "counted": True}, "a, b, c, … and 2 more"),
+        ("abcd", {"most": 2, "between": "\n  ", "counted": True}, "a\n  b\n  … and 2 more"),
+        (range(7), {}, "0, 1, 2, 3, 4, …"),
+        ((), {"counted": True}, ""),
+    ],
+)
+def test_a_list_of_names_is_shortened_where_it_is_longer_than_asked(names: Any, options: Any, expected: str) -> None:
+    assert first_few(names, **options) == first_few(iter(names), **options) == expected
 
 
 def test_the_innermost_reason_is_shown_and_not_the_wrapper() -> None:

@@ -35,7 +35,7 @@ def write(root: Path, description: object) -> None:
 def load(
     root: Path, section: str = "training", fold: int | str = 0, channels: int = 1, splits: Path | None = None
 ) -> list[dict[str, str]]:
-    return load_cases(root, section, fold, channels, LABELS, splits=splits)
+    return getattr(load_cases(root, fold, channels, LABELS, splits=splits), section)
 
 
 @pytest.mark.parametrize("count", [5, 7, 44, 220])
@@ -79,9 +79,9 @@ def test_contradictions_and_folds_that_do_not_exist(dataset: Path) -> None:
     with pytest.raises(UserError, match=r"declares 1 channel\(s\), the config has in_channels=4"):
         load(dataset, channels=4)
     with pytest.raises(UserError, match=r"declares the labels \{'a': 1, 'b': 2\}"):
-        load_cases(dataset, "training", 0, 1, {"lung": 1})
+        load_cases(dataset, 0, 1, {"lung": 1})
     with pytest.raises(UserError, match=r"the config has \{'b': 1, 'a': 2\}"):
-        load_cases(dataset, "training", 0, 1, {"b": 1, "a": 2})
+        load_cases(dataset, 0, 1, {"b": 1, "a": 2})
 
 
 def test_case_name() -> None:
@@ -91,12 +91,13 @@ def test_case_name() -> None:
 def test_nnunet_cases_with_a_file_per_channel(tmp_path: Path) -> None:
     root = write_nnunet(tmp_path, hard_case("four_channels", 5))
     labels = {"oedema": 1, "core": 2, "enhancing": 3}
-    cases = load_cases(root, "training", 0, 4, labels) + load_cases(root, "validation", 0, 4, labels)
+    fold = load_cases(root, 0, 4, labels)
+    cases = fold.training + fold.validation
     assert sorted(case["name"] for case in cases) == [f"brain_{i}" for i in range(5)]
     assert all(len(case["image"]) == 4 for case in cases)
     (root / "imagesTr/brain_2_0003.nii.gz").unlink()
     with pytest.raises(UserError, match=r"1 file\(s\) that are missing:\s+.*brain_2_0003\.nii\.gz"):
-        load_cases(root, "training", 0, 4, labels)
+        load_cases(root, 0, 4, labels)
 
 
 def test_a_patient_is_on_one_side_only(dataset: Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from generators import write_image
-from monai.transforms import Compose
 
 from scripts.common.errors import UserError
 from scripts.data import preparation
@@ -21,8 +20,7 @@ from scripts.data.augmentation import Augmentation
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
-from scripts.data.transforms import preprocessing
-from scripts.images.cases import LoadCased
+from scripts.data.transforms import Preparation
 from scripts.images.headers import read_header
 
 LABELS = {"a": 1, "b": 5}
@@ -50,10 +48,9 @@ def cases(tmp_path: Path) -> list[dict[str, str]]:
 
 
 def dataset_of(cases: list[dict[str, str]], cache: Path, augment: Any = None, **options: Any) -> PreparedDataset:
-    spacing, slice_axis = options.pop("spacing", None), options.pop("slice_axis", None)
-    load = LoadCased(["image", "label"], 3, 1, LABELS)
-    steps = Compose([load, *preprocessing(["image", "label"], 3, spacing, labels=LABELS)])
-    return PreparedDataset(cases, steps, augment, cache, {"spacing": spacing, **options}, slice_axis)
+    dims = 3 if options.get("slice_axis") is None else 2
+    preparation = Preparation(dims, 1, LABELS, **options)
+    return PreparedDataset(cases, preparation.transforms("image", "label"), augment, cache, preparation)
 
 
 def folders(cache: Path) -> set[Path]:
@@ -292,7 +289,7 @@ def test_a_training_patch_is_a_function_of_its_case_and_key(cases: list, tmp_pat
 @pytest.mark.parametrize("axis", [0, 2])
 def test_slices_lie_together_on_disk(cases: list, tmp_path: Path, axis: int) -> None:
     plain = dataset_of(cases, tmp_path / "cache")[1]
-    dataset = dataset_of(cases, tmp_path / "cache", slice_axis=axis, slice=axis)
+    dataset = dataset_of(cases, tmp_path / "cache", slice_axis=axis)
     assert np.load(dataset.prepare(1) / "image.npy").shape[1] == (12, 14, 9)[axis]
     assert torch.equal(dataset[1]["image"], plain["image"]) and torch.equal(dataset[1]["label"], plain["label"])
 

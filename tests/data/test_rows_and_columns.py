@@ -15,6 +15,7 @@ from PIL import Image
 
 from scripts.common.errors import UserError
 from scripts.data.prepared import PreparedDataset
+from scripts.data.transforms import Preparation
 from scripts.images.cases import LoadCased, load_image, save_label_map, save_probabilities
 from scripts.images.files import prediction_suffix
 from scripts.images.headers import read_header
@@ -174,14 +175,14 @@ def test_a_plan_from_before_is_asked_to_be_made_again(tmp_path: Path) -> None:
 def test_prepared_cases_of_before_are_not_taken(tmp_path: Path) -> None:
     """Nor are those of pictures and volumes made again, which are the same."""
 
-    def folder(file: str, **settings: object) -> Path:
-        return PreparedDataset([{"image": file, "label": file}], None, None, tmp_path, settings).folder
+    def folder(file: str, dims: int, rows_first: bool, slice_axis: int | None = None) -> Path:
+        preparation = Preparation(dims, 1, {"a": 1}, slice_axis=slice_axis, rows_first=rows_first)
+        return PreparedDataset([{"image": file, "label": file}], None, None, tmp_path, preparation).folder
 
-    flat = {"spatial_dims": 2, "slice_axis": None}
-    assert folder("a.nii.gz", **flat, rows_first=True) != folder("a.nii.gz", **flat)
-    assert folder("a.png", **flat, rows_first=True) == folder("a.png", **flat)
-    for other in ({"spatial_dims": 3, "slice_axis": None}, {"spatial_dims": 2, "slice_axis": 2}):
-        assert folder("a.nii.gz", **other, rows_first=False) == folder("a.nii.gz", **other)
+    assert folder("a.nii.gz", 2, True) != folder("a.nii.gz", 2, False)
+    assert folder("a.png", 2, True) == folder("a.png", 2, False)
+    for other in ((3, None), (2, 2)):
+        assert folder("a.nii.gz", other[0], True, other[1]) == folder("a.nii.gz", other[0], False, other[1])
 
 
 def test_plans_say_that_rows_come_first(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_plans_say_that_rows_come_first(tmp_path: Path) -> None:
 def test_configs_take_a_plan_without_it_for_one_of_before(config: str) -> None:
     def rows_first(**overrides: object) -> bool:
         content = ConfigParser.load_config_file(CONFIGS / config) | {"task": {}} | overrides
-        assert content["load"]["rows_first"] == "@rows_first"
+        assert content["preparation"]["rows_first"] == "@rows_first"
         return ConfigParser(content).get_parsed_content("rows_first")
 
     assert rows_first() is False

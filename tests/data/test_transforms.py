@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from PIL import Image
 
 from scripts.common.errors import UserError, find_user_error
 from scripts.data.normalization import Normalized
-from scripts.data.transforms import CropNonzerod, LabelIndexd, check_patch_size, image_dims, preprocessing
-from scripts.images.cases import LoadCased
+from scripts.data.transforms import CropNonzerod, LabelIndexd, Preparation
 from scripts.postprocessing.label_maps import to_label_map
 
 LABELS = {"a": 1}
@@ -49,11 +50,14 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> str:
     return str(path)
 
 
+def transforms(*keys: str, labels: dict[str, int] = LABELS, **options: Any) -> Compose:
+    return Preparation(3, 1, labels, **options).transforms(*keys)
+
+
 def there_and_back(path: Path, array: np.ndarray, affine: np.ndarray, labels: Any = None, **options: Any) -> np.ndarray:
     """Preprocess an image whose bright part is the object, threshold it there, bring that back as logits."""
     labels = labels or LABELS
-    load = LoadCased(["image"], 3, 1, labels)
-    transform = Compose([load, *preprocessing(["image"], 3, **options)])
+    transform = transforms("image", labels=labels, **options)
     data = transform({"image": save(path, array, affine)})
     middle = (data["image"].min() + data["image"].max()) / 2
     inside = MetaTensor(data["image"] - middle, meta=data["image"].meta)
@@ -109,8 +113,7 @@ def test_label_values_come_back(tmp_path: Path) -> None:
 def test_what_was_cropped_is_background_with_certainty(tmp_path: Path) -> None:
     array = np.zeros((12, 12, 12), np.float32)
     array[3:9, 4:10, 5:11] = np.random.default_rng(0).uniform(1, 2, (6, 6, 6))
-    load = LoadCased(["image"], 3, 1, LABELS)
-    transform = Compose([load, *preprocessing(["image"], 3, None, crop_nonzero=True)])
+    transform = transforms("image", crop_nonzero=True)
     data = transform({"image": save(tmp_path / "a.nii", array, affine_of((1, 1, 1), (-1, 1, -1)))})
     assert data["image"].shape == (1, 6, 6, 6)
     logits = torch.cat([-torch.ones(1, 6, 6, 6), torch.zeros(1, 6, 6, 6)])  # everything is foreground
@@ -128,12 +131,9 @@ def test_label_and_image_stay_together(tmp_path: Path) -> None:
     image[image == 255] = 9
     affine = affine_of((1.0, 1.2, 0.8), (-1, 1, -1), (1, 0, 2), 0.15)
     case = {"image": save(tmp_path / "i.nii", image, affine), "label": save(tmp_path / "l.nii", label, affine)}
-    labels = {"b": 5, "a": 1}
-    load = LoadCased(["image", "label"], 3, 1, labels, 255)
-    steps = preprocessing(
-        ["image", "label"], 3, [1, 1, 1], ["none"], crop_nonzero=True, labels=labels, ignore_label=255
-    )
-    data = Compose([load, *steps])(case)
+    options: dict[str, Any] = {"labels": {"b": 5, "a": 1}, "ignore_label": 255, "normalization": ["none"]}
+    steps = transforms("image", "label", spacing=[1, 1, 1], crop_nonzero=True, **options)
+    data = steps(case)
     image, label = (data[key][0].numpy() for key in ("image", "label"))
     assert image.shape == label.shape and set(np.unique(label).tolist()) == {-1, 0, 1, 2}
     for index, value in ((1, 1), (2, 5), (-1, 9)):
@@ -142,18 +142,17 @@ def test_label_and_image_stay_together(tmp_path: Path) -> None:
 
 
 def test_spacing_is_reached_and_checked(tmp_path: Path) -> None:
-    load = LoadCased(["image"], 3, 1, LABELS)
     path = save(tmp_path / "a.nii.gz", ball((20, 20, 10)), np.diag([1, 1, 2, 1]))
-    image = Compose([load, *preprocessing(["image"], 3, [2, 2, 2])])({"image": path})["image"]
+    image = transforms("image", spacing=[2, 2, 2])({"image": path})["image"]
     assert image.shape == (1, 10, 10, 10)
     assert np.allclose(np.abs(np.diag(image.affine)[:3]), 2)
     assert abs(float(image.mean())) < 0.1 and float(image.std()) == pytest.approx(1, abs=0.1)
     for bad in ([1, 1], [1, 0, 1], "soon", 1, [1, 1, "1"], [1, 1, float("nan")], [1, 1, True]):
         with pytest.raises(UserError, match="spacing must be 3 positive numbers"):
-            preprocessing(["image"], 3, bad)
-    kept = Compose([load, *preprocessing(["image"], 2, [2, 2, None], slice_axis=2)])({"image": path})["image"]
+            Preparation(3, 1, LABELS, spacing=bad)
+    kept = Preparation(2, 1, LABELS, slice_axis=2, spacing=[2, 2, None]).transforms("image")({"image": path})["image"]
     assert kept.shape == (1, 10, 10, 10)  # the third axis keeps its 2 mm
-    same = Compose([load, *preprocessing(["image"], 3, [1, 1, None])])({"image": path})["image"]
+    same = transforms("image", spacing=[1, 1, None])({"image": path})["image"]
     assert same.shape == (1, 20, 20, 10)
 
 
@@ -173,26 +172,43 @@ def test_a_spacing_that_no_memory_holds(
     path = save(tmp_path / "a.nii.gz", ball((20, 20, 10)), np.diag([*header, 1]))
     monkeypatch.setattr("scripts.data.resampling._memory", lambda: 16 * 10**9)
     with pytest.raises(RuntimeError) as caught:
-        Compose([LoadCased(["image"], 3, 1, LABELS), *preprocessing(["image"], 3, spacing)])({"image": path})
+        transforms("image", spacing=spacing)({"image": path})
     assert re.search(rf"a\.nii\.gz has 20 x 20 x 10 voxels .*{said}", str(find_user_error(caught.value)))
 
 
 @pytest.mark.parametrize("change", [{"lower": 5}, {"std": 0}, {"mean": "a"}, {"upper": float("nan")}])
 def test_ct_needs_a_range(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="lower below upper and std above 0"):
-        preprocessing(["image"], 3, None, [{"ct": {"lower": 0, "upper": 5, "mean": 2, "std": 1} | change}])
+        transforms("image", normalization=[{"ct": {"lower": 0, "upper": 5, "mean": 2, "std": 1} | change}])
 
 
 def test_normalization_is_a_list() -> None:
     for one in ("zscore", {"ct": {}}, 3):
         with pytest.raises(UserError, match="normalization must be a list, a scheme a channel"):
-            preprocessing(["image"], 3, None, one)
+            transforms("image", normalization=one)
 
 
-def test_pictures_keep_their_pixels() -> None:
-    image = MetaTensor(torch.rand(1, 7, 9) * 255, affine=torch.eye(4, dtype=torch.float64))
-    result = Compose(preprocessing(["image"], 2, "null", ["rgb"]))({"image": image})["image"]
-    assert torch.allclose(result.as_tensor(), image.as_tensor() / 255)
+def test_pictures_keep_their_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    preparation = Preparation(2, 1, LABELS, spacing="null", normalization=["rgb"])
+    result = preparation.transforms("image")({"image": str(tmp_path / "a.png")})["image"]
+    assert torch.allclose(result.as_tensor()[0], torch.from_numpy(pixels) / 255)
+
+
+def test_words_of_a_command_line_are_typed_once(tmp_path: Path) -> None:
+    typed = Preparation(2, 1, LABELS, slice_axis="null", rows_first="false", crop_nonzero="true", ignore_label="null")
+    assert typed == Preparation(2, 1, LABELS, rows_first=False, crop_nonzero=True)
+    assert typed.facts()["slice_axis"] is None and typed.facts()["crop_nonzero"] is True
+
+
+def test_a_label_may_stay_as_its_file_has_it(tmp_path: Path) -> None:
+    """Which is how evaluation scores: on the file's grid, with its values."""
+    label = ball((20, 20, 10)).astype(np.uint8) * 5
+    paths = {key: save(tmp_path / f"{key}.nii", label, np.diag([1, 1, 2, 1])) for key in ("image", "label")}
+    preparation = Preparation(3, 1, {"a": 5}, spacing=[2, 2, 2])
+    case = preparation.transforms("image", as_filed=["label"])(paths)
+    assert case["image"].shape == (1, 10, 10, 10) and np.array_equal(case["label"][0], label)
 
 
 def test_label_indices() -> None:
@@ -211,24 +227,9 @@ def test_crop_finds_what_is_nonzero_in_any_channel() -> None:
 
 
 def test_image_dims() -> None:
-    assert (image_dims(2, None), image_dims(2, "null"), image_dims(2, 0), image_dims(3, None)) == (2, 2, 3, 3)
-
-
-@pytest.mark.parametrize("bad", [[16, 20, 16], [16, 16], 16, [0, 8, 8]])
-def test_patch_sizes_that_the_network_cannot_take(bad: object) -> None:
-    check_patch_size([16, 24, 8], 3)
-    with pytest.raises(UserError, match="patch_size"):
-        check_patch_size(bad, 3)
-
-
-def test_patch_sizes_follow_the_strides() -> None:
-    strides = [[2, 2, 1], [2, 2, 1], [2, 2, 2]]
-    check_patch_size([16, 24, 2], 3, strides)
-    with pytest.raises(UserError, match=r"multiple of \[8, 8, 2\]; nearest: \[16, 24, 4\]"):
-        check_patch_size([16, 24, 3], 3, strides)
-    for bad in (strides, [2, 2, 2], 2):
-        with pytest.raises(UserError, match="each stage needs 2 numbers"):
-            check_patch_size([16, 24], 2, bad)
+    planar = Preparation(2, 1, LABELS)
+    assert (planar.image_dims, replace(planar, slice_axis=0).image_dims) == (2, 3)
+    assert Preparation(3, 1, LABELS).image_dims == 3
 
 
 def test_rgb_is_of_8_bits() -> None:

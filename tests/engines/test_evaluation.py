@@ -10,9 +10,10 @@ import pytest
 from ignite.engine import Engine, Events
 
 from scripts.common.errors import UserError
-from scripts.engines.checkpoints import weights_digest
-from scripts.engines.evaluation import SaveScores, check_evaluation_dir, evaluate
+from scripts.engines.clean_start import run_clean
+from scripts.engines.evaluation import SaveScores, check_evaluation_dir
 from scripts.engines.provenance import Run, write_provenance
+from scripts.engines.weights import weights_digest
 from scripts.metrics import write_csv
 
 
@@ -102,7 +103,7 @@ def test_an_evaluation_runs_after_one_that_failed() -> None:
     engine = Engine(process)
     engine.run = partial(engine.run, [7], max_epochs=1)  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
-        evaluate(engine)  # type: ignore[arg-type]
+        run_clean(engine)  # type: ignore[arg-type]
     engine.state.epoch = 0
-    evaluate(engine)  # type: ignore[arg-type]
+    run_clean(engine)  # type: ignore[arg-type]
     assert ran == [7, 7]

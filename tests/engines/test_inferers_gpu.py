@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from scripts.data.transforms import preprocessing
+from scripts.data.transforms import Preparation
 from scripts.engines import room
 from scripts.engines.ensemble import Ensemble
 from scripts.engines.inferers import InSlabs, sliding_window
@@ -68,7 +68,7 @@ def test_a_gpu_that_fills_up_meanwhile_stops_nothing(image: torch.Tensor) -> Non
 
 def test_labels_agree(image: torch.Tensor) -> None:
     affine = torch.diag(torch.tensor([-0.7, 1.1, 2.0, 1.0], dtype=torch.float64))
-    steps = Compose(preprocessing(["image"], 3, [1.0, 1.0, 1.0]))
+    steps = Compose(Preparation(3, 1, {}, spacing=[1.0, 1.0, 1.0]).transforms("image").transforms[1:])  # not to load
     case = steps({"image": MetaTensor(image, affine=affine, meta={"filename_or_obj": "a", "spacing_known": True})})
     results = []
     for device in ("cpu", "cuda"):

@@ -42,7 +42,7 @@ def test_what_the_pretrained_weights_have_seen_counts(tmp_path: Path) -> None:
     write_training_cases(tmp_path / "first", 0, named("b", "a"), named("c"))
     write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), tmp_path / "first/model.pt")
     assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"])
-    write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), resume="true")
+    write_training_cases(tmp_path / "second", 1, named("b", "c"), named("a"), resume=True)
     assert read_training_cases(tmp_path / "second/model.pt") == (1, ["a", "b", "c"]), "also when it only goes on"
     unknown = tmp_path / "unknown/model.pt"  # weights from elsewhere: nothing says what they have seen
     write_training_cases(tmp_path / "fourth", 1, named("b"), named("a"), unknown)
@@ -50,7 +50,7 @@ def test_what_the_pretrained_weights_have_seen_counts(tmp_path: Path) -> None:
     record_predictions(tmp_path / "new", str(tmp_path / "fourth/model.pt"), named("a"))
     with pytest.raises(UserError, match="nothing says which cases the model"):
         check_held_out(tmp_path / "new", ["a"])
-    write_training_cases(tmp_path / "third", 1, named("b", "c"), named("a"), "null")
+    write_training_cases(tmp_path / "third", 1, named("b", "c"), named("a"), None)
     assert read_training_cases(tmp_path / "third/model.pt") == (1, ["b", "c"])
 
 

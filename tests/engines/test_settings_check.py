@@ -188,3 +188,19 @@ def test_as_a_user_types_it(run_id: str, config: str, options: list[str], messag
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [[16, 20, 16], [16, 16], 16, [0, 8, 8]])
+def test_patch_sizes_that_the_network_cannot_take(bad: object) -> None:
+    check_settings(patch_size=[16, 24, 8], spatial_dims=3, strides="null")
+    with pytest.raises(UserError, match="patch_size"):
+        check_settings(patch_size=bad, spatial_dims=3, strides=None)
+
+
+def test_patch_sizes_follow_the_strides() -> None:
+    strides = [[2, 2, 1], [2, 2, 1], [2, 2, 2]]
+    check_settings(patch_size=[16, 24, 2], spatial_dims=3, strides=strides)
+    with pytest.raises(UserError, match=r"multiple of \[8, 8, 2\]; nearest: \[16, 24, 4\]"):
+        check_settings(patch_size=[16, 24, 3], spatial_dims=3, strides=strides)
+    with pytest.raises(UserError, match="each stage needs 2 numbers"):
+        check_settings(patch_size=[16, 24], spatial_dims=2, strides=strides)

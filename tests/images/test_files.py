@@ -16,12 +16,15 @@ from scripts.common.errors import UserError
 from scripts.data import prepared
 from scripts.data.layouts import read_dataset
 from scripts.data.prepared import PreparedDataset
+from scripts.data.transforms import Preparation
 from scripts.images.files import file_of_case
 
 NAMES = st.one_of(
     st.text(min_size=0, max_size=30),
     st.lists(st.sampled_from(["..", ".", "", "a", "~", "/", "\\", "C:", "\0", "etc"]), max_size=6).map("/".join),
 )
+
+PLANAR = Preparation(2, 1, {"a": 1})
 
 
 @given(NAMES)
@@ -48,7 +51,9 @@ def test_a_data_set_whose_cases_lead_elsewhere_is_refused(tmp_path: Path, name: 
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"dataset\.json: the case name .*rename the case"):
         read_dataset(tmp_path)
-    dataset = PreparedDataset([{"name": name or "..", "image": "a.png", "label": "a.png"}], None, None, tmp_path, {})
+    dataset = PreparedDataset(
+        [{"name": name or "..", "image": "a.png", "label": "a.png"}], None, None, tmp_path, PLANAR
+    )
     with pytest.raises(UserError, match="the case name"):
         dataset.prepare(0)
 
@@ -112,7 +117,7 @@ def test_a_prepared_case_that_cannot_be_put_in_its_place_is_an_error(
     def fail(self: Path, target: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    dataset = PreparedDataset([], None, None, tmp_path, {})
+    dataset = PreparedDataset([], None, None, tmp_path, PLANAR)
     arrays = {"image": np.zeros((1, 2, 2)), "label": np.zeros((1, 2, 2)), "foreground": np.zeros((3, 0))}
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(PermissionError):
@@ -132,6 +137,6 @@ def test_every_array_is_on_the_disk_before_its_case_is_there(tmp_path: Path, mon
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", check)
-    dataset = PreparedDataset([], None, None, tmp_path, {})
+    dataset = PreparedDataset([], None, None, tmp_path, PLANAR)
     dataset._write(dataset.folder / "a-0", {"image": np.zeros(1), "label": np.zeros(1), "foreground": np.zeros(1)})
     assert {path.name for path in dataset.folder.iterdir()} == {"settings.json", "a-0"}

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from scripts.common.errors import UserError
 from scripts.data.prepared import PreparedDataset
+from scripts.data.transforms import Preparation
 from scripts.images.formats import read_raw
 from scripts.images.headers import read_header
 
@@ -21,6 +22,8 @@ RNG = np.random.default_rng(0)
 GREY, COLOUR, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 4, 6
 SAMPLES = {GREY: 1, COLOUR: 3, GREY_ALPHA: 2, COLOUR_ALPHA: 4}
 PASSES = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+VOLUMES = Preparation(3, 1, {"a": 1})
 
 
 def write_png(
@@ -73,7 +76,7 @@ def test_what_was_prepared_with_8_bits_is_not_taken(tmp_path: Path) -> None:
     """The settings of prepared cases tell; those of 8 bits, which are the same, are as they were."""
 
     def folder(image: str) -> Path:
-        return PreparedDataset([{"image": image, "label": "a.png"}], None, None, tmp_path, {}).folder
+        return PreparedDataset([{"image": image, "label": "a.png"}], None, None, tmp_path, VOLUMES).folder
 
     pixels = RNG.integers(0, 256, (6, 8, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shallow.png")

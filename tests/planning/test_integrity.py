@@ -212,10 +212,10 @@ def test_a_helper_that_is_killed_as_it_starts_costs_nothing(monkeypatch: pytest.
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")
 def test_the_server_of_the_workers_ends_with_its_starter(tmp_path: Path) -> None:
     """At once, although it may be busy with imports, and with what it has forked."""
-    server = "import os, time; from scripts.data import fork_server; print(os.getpid(), os.fork(), flush=True)"
+    server = "import os, time; from scripts.planning import fork_server; print(os.getpid(), os.fork(), flush=True)"
     starter = f"""
 import subprocess, sys
-from scripts.data.fork_server import ending_with_this_process
+from scripts.planning.fork_server import ending_with_this_process
 with ending_with_this_process():
     subprocess.run([sys.executable, "-c", {server + "; time.sleep(60)"!r}])
 """

@@ -17,18 +17,17 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
 from scripts.common.errors import in_one_line
-from scripts.data import resampling_slabs
 from scripts.data.resampling import resize
-from scripts.data.resampling_slabs import resized_slabs
-from scripts.data.transforms import preprocessing
-from scripts.data.way_back import way_back
+from scripts.data.transforms import Preparation
 from scripts.engines import logits as logits_module
 from scripts.engines.inferers import InSlabs, sliding_window
 from scripts.engines.logits import LazyLogits, as_slabs
 from scripts.images.cases import LoadCased, load_image
-from scripts.postprocessing import from_slabs
+from scripts.postprocessing import from_slabs, resampling
 from scripts.postprocessing.from_slabs import first_largest
 from scripts.postprocessing.label_maps import to_label_map, to_saved_label_map
+from scripts.postprocessing.resampling import resized_slabs
+from scripts.postprocessing.way_back import way_back
 
 LABELS = {"a": 3, "b": 1, "c": 300}
 
@@ -38,7 +37,7 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of one plane, or of a few: what is small otherwise comes in one piece."""
     torch.set_num_threads(1)
     monkeypatch.setattr(logits_module, "SLAB_BYTES", 3000)
-    monkeypatch.setattr(resampling_slabs, "BLOCK_BYTES", {"cpu": 5000})
+    monkeypatch.setattr(resampling, "BLOCK_BYTES", {"cpu": 5000})
 
 
 def random_affine(data: st.DataObject, dims: int) -> np.ndarray:
@@ -85,8 +84,7 @@ def test_equals_logits_that_are_brought_back_at_once(data: st.DataObject) -> Non
         image[: shape[0] // 3], image[..., shape[-1] - 1 :] = 0, 0
     spacing = data.draw(st.sampled_from([None, [1.0, 1.3, 0.8], [None, 2.0, 1.1], [3.0, 0.5, 0.5]]))
     spacing = spacing and spacing[:dims]
-    load = LoadCased(["image"], dims, 1, LABELS, rows_first=True)
-    steps = Compose([load, *preprocessing(["image"], dims, spacing, crop_nonzero=crop)])
+    steps = Preparation(dims, 1, LABELS, spacing=spacing, crop_nonzero=crop).transforms("image")
     with tempfile.TemporaryDirectory() as folder:
         nib.save(nib.Nifti1Image(image, affine), f"{folder}/a.nii")
         case = steps({"image": f"{folder}/a.nii"})
@@ -129,7 +127,7 @@ def test_from_file_to_file_without_all_logits(tmp_path: Path, monkeypatch: pytes
     image = np.random.default_rng(0).normal(size=(1, 15, 22, 18)).astype(np.float32)
     path = write_image(tmp_path / "a.nii.gz", image)
     (tmp_path / "out").mkdir()
-    steps = Compose([LoadCased(["image"], 3, 1, LABELS), *preprocessing(["image"], 3, [0.7, 0.8, 0.9])])
+    steps = Preparation(3, 1, LABELS, spacing=[0.7, 0.8, 0.9]).transforms("image")
     case = steps({"image": str(path)})
 
     def network(x: torch.Tensor) -> torch.Tensor:

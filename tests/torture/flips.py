@@ -123,10 +123,8 @@ def prepare(dataset: Any) -> None:
 
 
 def _prepared_dataset(ground: Ground, folder: Path) -> Any:
-    """The volumes as a training has them, with a preprocessing that only loads."""
-    prepared, images = (importlib.import_module(f"scripts.{name}") for name in ("data.prepared", "images.cases"))
-    from monai.transforms import Compose
-
+    """The volumes as a training has them."""
+    prepared, transforms = (importlib.import_module(f"scripts.data.{name}") for name in ("prepared", "transforms"))
     names = sorted(file.name.removesuffix(".nii.gz") for file in (ground.volumes / "labelsTr").iterdir())
     cases = [
         {
@@ -136,8 +134,8 @@ def _prepared_dataset(ground: Ground, folder: Path) -> Any:
         }
         for name in names[:2]
     ]
-    load = images.LoadCased(["image", "label"], spatial_dims=3, in_channels=1, labels={"core": 1, "rim": 2})
-    return prepared.PreparedDataset(cases, Compose([load]), None, folder, {"made by": "torture"})
+    preparation = transforms.Preparation(spatial_dims=3, in_channels=1, labels={"core": 1, "rim": 2})
+    return prepared.PreparedDataset(cases, preparation.transforms("image", "label"), None, folder, preparation)
 
 
 def _write_image(file: Path) -> Path:
@@ -158,7 +156,7 @@ def _read_image(file: Path) -> np.ndarray:
 
 def _read_weights(file: Path) -> Any:
     """What a resumed training or an inference takes from a file; read_weights is the bundle's gate."""
-    importlib.import_module("scripts.engines.checkpoints").read_weights(file)
+    importlib.import_module("scripts.engines.weights").read_weights(file)
     return torch.load(file, map_location="cpu", weights_only=True)
 
 

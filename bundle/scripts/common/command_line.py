@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import difflib
+import functools
+import inspect
 import json
 import logging
+import math
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
@@ -26,10 +30,15 @@ __all__ = [
     "check_separator",
     "check_words",
     "differing",
+    "from_words",
+    "number_from_zero",
     "option_values",
     "or_none",
     "start",
+    "whole_number",
 ]
+
+Result = TypeVar("Result")
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
@@ -155,6 +164,58 @@ def as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: words.get(value.lower(), value) if isinstance(value, str) else value for key, value in settings.items()
     }
+
+
+def from_words(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let a component of a config be built from words of a command line, where MONAI hands on null, true and false as
+    texts: they become what they mean for the parameters whose annotations allow None or a bool.
+
+    Raises:
+        UserError: (of the function) a parameter that is a bool is neither true nor false.
+    """
+    parameters = inspect.signature(function).parameters
+    annotations = {name: str(parameter.annotation) for name, parameter in parameters.items()}
+
+    def typed(name: str, value: Any) -> Any:
+        annotation = annotations.get(name, "")
+        value = or_none(value) if "None" in annotation else value
+        return as_flag(value, name) if "bool" in annotation and value is not None else value
+
+    @functools.wraps(function)
+    def with_types(*args: Any, **kwargs: Any) -> Result:
+        named = zip(parameters, args)  # none of them takes any number of arguments
+        return function(*(typed(*pair) for pair in named), **{name: typed(name, kwargs[name]) for name in kwargs})
+
+    return with_types
+
+
+def whole_number(text: str, least: int = 0) -> int:
+    """The type of an argparse option that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no whole number, or a smaller one.
+    """
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text}")
+    return int(text)
+
+
+def number_from_zero(text: str, expected: str = "a number from 0") -> float:
+    """The type of an argparse option that measures something.
+
+    Args:
+        expected: what the message says that it must be.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no number, or one below 0 or infinite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {expected}, not {text}")
+    return value
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

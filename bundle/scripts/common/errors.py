@@ -7,15 +7,50 @@ import io
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from .root_causes import causes, known_reason, note_file, root_cause
 
-__all__ = ["UserError", "find_user_error", "in_one_line", "note_file", "one_line_reason", "show_user_errors_plainly"]
+__all__ = [
+    "UserError",
+    "cannot_write",
+    "find_user_error",
+    "first_few",
+    "in_one_line",
+    "note_file",
+    "one_line_reason",
+    "show_user_errors_plainly",
+]
 
 
 class UserError(ValueError):
     """Something the user can put right. The message names the file or key, what is wrong and what to do."""
+
+
+def cannot_write(place: Any, reason: str | None, option: str) -> UserError:
+    """The error of a folder or file that cannot be written.
+
+    Args:
+        place: as it was typed.
+        reason: what the system says, or what stands there.
+        option: that names another place, such as "--output_dir".
+    """
+    return UserError(f"cannot write to {place}: {reason}; give another {option}")
+
+
+def first_few(names: Iterable[Any], most: int = 5, between: str = ", ", counted: bool = False) -> str:
+    """A list of names as a message shows it: ``a, b, …``.
+
+    Args:
+        most: so many are shown.
+        counted: whether the end says how many are left out.
+    """
+    shown = list(map(str, names))
+    left_out = len(shown) - most
+    end = [] if left_out < 1 else [f"… and {left_out} more" if counted else "…"]
+    return between.join(shown[:most] + end)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

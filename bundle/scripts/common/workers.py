@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from .errors import UserError, one_line_reason
+from .errors import UserError, first_few, one_line_reason
 
 __all__ = [
     "STARTED_BY",
@@ -68,10 +68,8 @@ def map_cases(
         else:
             yield outcome
     if problems:
-        shown = [str(problem) for problem in problems[:MOST_LISTED]]
-        more = len(problems) - len(shown)
-        lines = shown + ([f"… and {more} more"] if more else [])
-        raise UserError(f"{len(problems)} of {len(items)} cases cannot be used:\n  " + "\n  ".join(lines))
+        lines = first_few(problems, MOST_LISTED, "\n  ", counted=True)
+        raise UserError(f"{len(problems)} of {len(items)} cases cannot be used:\n  {lines}")
 
 
 def _outcomes(

@@ -23,8 +23,9 @@ from typing import Any
 from ..common import BUNDLE_ROOT
 from ..common.atomic_writing import flush_folder, replacing
 from ..common.command_line import as_config_files, check_words
-from ..common.errors import UserError, show_user_errors_plainly
+from ..common.errors import UserError, first_few, show_user_errors_plainly
 from ..common.leftovers import remove_leftovers
+from ..common.run_folder import ScoresFolder
 from ..common.workers import STARTED_BY, end_children_with_this_process
 from ..engines.finished import prediction_problem
 from ..engines.provenance import PREDICTIONS, Run, predicted_cases, read_provenance, write_provenance
@@ -79,20 +80,20 @@ def gather(folds: Sequence[Fold], output_dir: Path) -> None:
         rows += [{**_with_nan(row), "fold": fold.number} for row in fold.scores()]
     _check_each_case_once(rows)
     _check_predictions(folds)
-    predictions = check_output_folder(output_dir, "--output_dir") / "predictions"
-    _refuse_to_lose(output_dir)
-    for folder in (output_dir, predictions):
+    target = ScoresFolder(check_output_folder(output_dir, "--output_dir"))
+    _refuse_to_lose(target)
+    for folder in (target.path, target.predictions):
         open_folder(folder, "--output_dir")
-    _start_anew(predictions, folds)
+    _start_anew(target.predictions, folds)
     for fold in folds:
-        _copy_predictions(fold.evaluation / "predictions", predictions, {row["case"] for row in fold.scores()})
+        _copy_predictions(fold.evaluation.predictions, target.predictions, {row["case"] for row in fold.scores()})
     rows.sort(key=lambda row: row["case"])  # its classes stay in the task's order
     summary, cases = summarize(rows), len({row["case"] for row in rows})
-    write_csv(output_dir / "metrics.csv", rows)
+    write_csv(target.table, rows)
     numbers = [fold.number for fold in folds]
-    write_json(output_dir / "metrics.json", {"folds": numbers, "cases": cases, "classes": summary, "per_case": rows})
+    write_json(target.metrics, {"folds": numbers, "cases": cases, "classes": summary, "per_case": rows})
     print(f"\nfolds {', '.join(map(str, numbers))} together: {format_summary(cases, summary)}")
-    print(f"written: {output_dir}/metrics.csv, metrics.json, predictions/")
+    print(f"written: {target.table}, {target.metrics.name}, {target.predictions.name}/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +147,7 @@ def _number(word: str) -> int:
 def _kind_of_training(fold: Fold) -> str:
     if fold.ended and not fold.resumable:  # training would start anew and replace its weights
         raise UserError(
-            f"fold {fold.number} has fewer than {fold.epochs} epochs, and without {fold.folder / 'checkpoint.pt'} it "
+            f"fold {fold.number} has fewer than {fold.epochs} epochs, and without {fold.run.checkpoint} it "
             "cannot train on: give --epochs as before, or another --output_dir"
         )
     if fold.ended:
@@ -170,16 +171,16 @@ def _run(command: Sequence[str], fold: Fold) -> None:
         )
 
 
-def _refuse_to_lose(output_dir: Path) -> None:
+def _refuse_to_lose(target: ScoresFolder) -> None:
     """Refuse to take away what is no earlier gathering's: it noted in predictions.json what it was about to copy."""
-    predictions = output_dir / "predictions"
+    predictions = target.predictions
     remove_leftovers(predictions)
     ours = {PREDICTIONS, *predicted_cases(predictions)}
     names = sorted(os.listdir(predictions)) if predictions.is_dir() else []
     others = [name for name in names if not ours & {name, case_name(name)} or (predictions / name).is_dir()]
     refuse_foreign([predictions / name for name in others], "--output_dir")
     if not predictions.is_dir():  # as little as there is before a first gathering
-        refuse_foreign([output_dir / "metrics.json", output_dir / "metrics.csv"], "--output_dir")
+        refuse_foreign([target.metrics, target.table], "--output_dir")
 
 
 def _start_anew(predictions: Path, folds: Sequence[Fold]) -> None:
@@ -190,8 +191,8 @@ def _start_anew(predictions: Path, folds: Sequence[Fold]) -> None:
     flush_folder(predictions)
     (predictions / PREDICTIONS).unlink(missing_ok=True)
     for fold in folds:
-        unknown = Run(str(fold.folder / "model.pt"), fold.number, None, sorted({row["case"] for row in fold.scores()}))
-        write_provenance(predictions, *(read_provenance(fold.evaluation / "predictions") or [unknown]))
+        unknown = Run(str(fold.run.best), fold.number, None, sorted({row["case"] for row in fold.scores()}))
+        write_provenance(predictions, *(read_provenance(fold.evaluation.predictions) or [unknown]))
 
 
 def _copy_predictions(source: Path, target: Path, cases: Container[str]) -> None:
@@ -220,7 +221,7 @@ def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:
     twice = sorted(case for case, numbers in folds.items() if len(numbers) > 1)
     if twice:
         raise UserError(
-            f"{len(twice)} case(s) are held out by more than one fold ({', '.join(twice[:5])}): their scores cannot be "
+            f"{len(twice)} case(s) are held out by more than one fold ({first_few(twice)}): their scores cannot be "
             "put together; choose --folds that share no held-out case"
         )
 

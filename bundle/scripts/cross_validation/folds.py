@@ -13,12 +13,13 @@ from monai.bundle import ConfigParser
 
 from ..common import BUNDLE_ROOT
 from ..common.command_line import check_separator, differing, option_values, or_none
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
+from ..common.run_folder import RunFolder, ScoresFolder
 from ..data.datalist import read_splits
 from ..data.layouts import NUM_FOLDS
-from ..engines.checkpoints import read_settings, weights_digest
 from ..engines.provenance import read_held_out
 from ..engines.settings_check import check_settings
+from ..engines.weights import read_settings, weights_digest
 from ..images.files import case_name, image_suffix
 from ..report.curves import read_log
 
@@ -44,9 +45,13 @@ class Fold(NamedTuple):
     scored_with: Mapping[str, Any] = {}
 
     @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
     def ended(self) -> bool:
         """Whether a training came to its end here, maybe one of fewer epochs."""
-        return (self.folder / "model_final.pt").is_file()
+        return self.run.final.is_file()
 
     @property
     def trained(self) -> bool:
@@ -57,23 +62,23 @@ class Fold(NamedTuple):
     @property
     def resumable(self) -> bool:
         """Whether training can go on from where it was interrupted, or ended with fewer epochs."""
-        return not self.trained and (self.folder / "checkpoint.pt").is_file()
+        return not self.trained and self.run.checkpoint.is_file()
 
     @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation"
+    def evaluation(self) -> ScoresFolder:
+        return self.run.evaluation
 
     @property
     def evaluated(self) -> bool:
         """Whether the scores of all held-out cases are there, of these weights, and made as they are to be."""
-        if not self._metrics or not (self.folder / "model.pt").is_file() or self.outdated:
+        if not self._metrics or not self.run.best.is_file() or self.outdated:
             return False
         return self.held_out is None or self.held_out == {row["case"] for row in self.scores()}
 
     @property
     def outdated(self) -> str | None:
         """Why the scores that are there do not count; None where they do, or where there are none."""
-        metrics, weights = self._metrics, self.folder / "model.pt"
+        metrics, weights = self._metrics, self.run.best
         if not metrics:
             return None
         if otherwise := differing(metrics.get("settings", {}), self.scored_with):
@@ -84,14 +89,14 @@ class Fold(NamedTuple):
         if weights.is_file() and metrics["weights"] != [weights_digest(weights)]:
             return "its scores are of other weights"
         if gone := sorted({row["case"] for row in self.scores()} - self.predictions().keys()):
-            return f"the predictions of {len(gone)} case(s) are gone ({', '.join(gone[:5])})"
+            return f"the predictions of {len(gone)} case(s) are gone ({first_few(gone)})"
         return None
 
     @property
     def _metrics(self) -> dict[str, Any]:
         """What evaluation wrote, {} where it wrote nothing that can be read."""
         try:
-            metrics = json.loads((self.evaluation / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads(self.evaluation.metrics.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(metrics, dict) or not isinstance(metrics.get("settings", {}), dict):
@@ -102,7 +107,7 @@ class Fold(NamedTuple):
 
     def predictions(self) -> dict[str, Path]:
         """Case -> its prediction, of those that are there and not empty."""
-        folder = self.evaluation / "predictions"
+        folder = self.evaluation.predictions
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return {case_name(file): file for file in files if image_suffix(file) and file.stat().st_size}
 
@@ -159,7 +164,7 @@ class Settings:
         Raises:
             UserError: names what differs.
         """
-        trained = read_settings(fold.folder / "model.pt")
+        trained = read_settings(fold.run.best)
         parser = self._parser(self.files, fold.number)
         now = {key: parser.get_parsed_content(key) for key in trained if key in parser}
         changed = [f"{key} {trained[key]}" for key in differing(trained, now)]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
+from ..common.command_line import from_words
 from .alterations import alterations, to_device
 from .sampling import PatchSampler, Region, in_plane
 from .warping import warp
@@ -83,6 +84,7 @@ class Augmentation:
         slice_axis: axis along which a 2D network walks through volumes, or None.
     """
 
+    @from_words
     def __init__(self, patch_size: Sequence[int], mirror_axes: Sequence[int], slice_axis: int | None = None) -> None:
         self.patch_size = [int(size) for size in patch_size]
         self.mirrors = np.isin(np.arange(len(self.patch_size)), mirror_axes)

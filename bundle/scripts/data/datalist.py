@@ -4,66 +4,99 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..common.command_line import or_none
-from ..common.errors import UserError
+from ..common.command_line import from_words
+from ..common.errors import UserError, first_few
 from ..images.foreign_names import composed
 from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
-__all__ = ["k_fold", "load_cases", "read_splits"]
+__all__ = ["Cases", "k_fold", "load_cases", "read_splits"]
 
 FOLD_SEED = 12345
 
 
+@dataclass(frozen=True)
+class Cases:
+    """The two sides of a fold, [{"name", "image": path or [a path per channel], "label": path}, …], sorted by name.
+
+    Args:
+        fold, source: which, and the file that says so; for messages.
+        sides: training and validation cases.
+    """
+
+    fold: int | str
+    source: str
+    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+    @property
+    def training(self) -> list[dict[str, Any]]:
+        """What the fold trains on.
+
+        Raises:
+            UserError: nothing.
+        """
+        return self._side(0, "training")
+
+    @property
+    def validation(self) -> list[dict[str, Any]]:
+        """What the fold holds out.
+
+        Raises:
+            UserError: nothing.
+        """
+        return self._side(1, "validation")
+
+    def _side(self, side: int, name: str) -> list[dict[str, Any]]:
+        if not self.sides[side]:
+            raise UserError(
+                f"fold {self.fold} of {self.source} has no {name} case: name some, or train on all cases with "
+                "--fold all"
+            )
+        return self.sides[side]
+
+
+@from_words
 def load_cases(
     dataset_dir: str | Path,
-    section: str,
     fold: int | str,
     in_channels: int,
     labels: Mapping[str, int],
-    limit: int | str | None = None,
+    limit: int | None = None,
     splits: str | Path | None = None,
-) -> list[dict[str, Any]]:
-    """The training or validation cases of one fold.
+) -> Cases:
+    """The training and validation cases of one fold.
 
     The folds are nnU-Net's: KFold(5, shuffle, seed 12345) on the sorted case names, or on the sorted patients
-    where dataset.json names them, so that no patient is on both sides. With ``fold="all"`` every case is in
-    both sections.
+    where dataset.json names them, so that no patient is on both sides. With ``fold="all"`` every case is on both sides.
 
     Args:
         dataset_dir: folder with a dataset.json, in the MSD layout or nnU-Net's (see layouts.read_dataset).
-        section: "training" or "validation".
         fold: 0 to 4, or "all"; with ``splits`` any of the file's.
         in_channels, labels: what the config declares; compared with dataset.json.
-        limit: take only the first cases, for a quick trial.
+        limit: take only the first cases of each side, for a quick trial.
         splits: the user's own folds, as nnU-Net's splits_final.json: [{"train": [names], "val": [names]}, …].
-
-    Returns:
-        [{"name", "image": path or [a path per channel], "label": path}, …], sorted by name.
 
     Raises:
         UserError: dataset.json or the split file is missing, broken or contradicts the config or the other, a
-            file of a case is missing, or the fold does not exist or is empty.
+            file of a case is missing, or the fold does not exist.
     """
     dataset = read_dataset(dataset_dir)
     _check_against_config(dataset, in_channels, labels)
     _check_files(dataset)
     names = [case["name"] for case in dataset.cases]
+    sides: tuple[list[str], list[str]] = (names, names)
     if str(fold) != "all":
-        folds = _own_folds(Path(splits), names) if or_none(splits) else _patient_folds(dataset, names)
+        folds = _own_folds(Path(splits), names) if splits else _patient_folds(dataset, names)
         if str(fold) not in map(str, range(len(folds))):
             raise UserError(f"fold must be 0 to {len(folds) - 1} or 'all', not {fold!r}")
-        names = folds[int(fold)][section == "validation"]
-        if not names:
-            raise UserError(
-                f"fold {fold} of {splits} has no {section} case: name some, or train on all cases with --fold all"
-            )
-    chosen = set(names)
-    return [case for case in dataset.cases if case["name"] in chosen][: or_none(limit)]
+        sides = folds[int(fold)]
+    training, validation = ([case for case in dataset.cases if case["name"] in {*side}][:limit] for side in sides)
+    return Cases(fold, str(splits), (training, validation))
 
 
 def k_fold(count: int, folds: int = NUM_FOLDS, seed: int = FOLD_SEED) -> list[tuple[list[int], list[int]]]:
@@ -115,9 +148,9 @@ def _own_folds(file: Path, names: Sequence[str]) -> list[tuple[list[str], list[s
     for fold, split in enumerate(read_splits(file)):
         sides = [{composed(name) for name in split[side]} for side in ("train", "val")]
         if unknown := sorted((sides[0] | sides[1]) - known.keys()):
-            raise UserError(f"{file}, fold {fold}: the data set has no case {', '.join(unknown[:10])}")
+            raise UserError(f"{file}, fold {fold}: the data set has no case {first_few(unknown, 10)}")
         if both := sorted(sides[0] & sides[1]):
-            raise UserError(f"{file}, fold {fold}: {', '.join(both[:10])} in both train and val")
+            raise UserError(f"{file}, fold {fold}: {first_few(both, 10)} in both train and val")
         folds.append(tuple([known[composed(name)] for name in split[side]] for side in ("train", "val")))
     return folds
 
@@ -132,7 +165,7 @@ def _is_split(split: Any) -> bool:
 def _check_files(dataset: DatasetDescription) -> None:
     missing = [path for case in dataset.cases for path in case_files(case) if not Path(path).is_file()]
     if missing:
-        shown = "\n  ".join(missing[:10]) + (f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else "")
+        shown = first_few(missing, 10, "\n  ", counted=True)
         raise UserError(f"{dataset.file} names {len(missing)} file(s) that are missing:\n  {shown}")
 
 

@@ -15,7 +15,7 @@ import torch
 from monai.data import DataLoader
 from torch.utils.data import Dataset, Sampler
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import rank
 from .augmentation import Augmentation, Cut, RawBatch
 
@@ -39,13 +39,13 @@ class RandomCases(Sampler[Sample]):
     Args:
         data_source: the data set.
         num_samples: of an epoch.
-        seed: the run's seed, or None (typed: null) for other patches each time.
+        seed: the run's seed, or None for other patches each time.
     """
 
-    def __init__(self, data_source: Sized, num_samples: int, seed: int | str | None) -> None:
+    @from_words
+    def __init__(self, data_source: Sized, num_samples: int, seed: int | None) -> None:
         self.data_source = data_source
         self.num_samples = num_samples
-        seed = or_none(seed)
         self.seed: int = np.random.SeedSequence().entropy if seed is None else int(seed) % 2**64
         self.epoch = 0
 

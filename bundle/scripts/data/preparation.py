@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..common.command_line import or_none
 from ..common.distributed import gather_objects, is_main_process, shard
-from ..common.errors import UserError, find_user_error, one_line_reason
-from ..images.cases import first_file
+from ..common.errors import UserError, cannot_write, find_user_error, first_few, one_line_reason
+from ..images.files import first_file, image_files
 from ..images.formats import planar_axes
 from ..images.headers import read_header
+from ..images.outputs import nearest_existing
 from .cache_check import NO_LIST, find_damage
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size, resampling_problem
@@ -63,12 +63,12 @@ def prepare_cases(
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
     whole = set(_look_through(found, num_workers))
     missing = [job for job in mine if job not in whole]
-    _check_space(missing, training.cache_dir, or_none(spacing))
+    _check_space(missing, training.cache_dir, spacing)
     problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
     if problems:
         different = list(dict.fromkeys(problems))
-        lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
-        raise UserError("\n  ".join([f"{len(different)} case(s) cannot be used:", *lines]))
+        lines = first_few(different, MOST_LINES, "\n  ", counted=True)
+        raise UserError(f"{len(different)} case(s) cannot be used:\n  {lines}")
     for dataset in (training, validation):
         for index in range(len(dataset)):
             dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
@@ -128,7 +128,7 @@ def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float |
     count, needed = (sum(gather_objects([n])) for n in (len(jobs), sum(_estimate(*job, spacing) for job in jobs)))
     if not count:
         return
-    free = shutil.disk_usage(_existing(cache_dir)).free
+    free = shutil.disk_usage(nearest_existing(cache_dir.resolve())).free
     figures = f"{count} cases will take about {_size(needed)} in {cache_dir}, where {_size(free)} are free"
     if is_main_process():
         logger.info(f"preparing cases: {figures}")
@@ -139,7 +139,7 @@ def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float |
 def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> int:
     """Bytes on disk: float16 images and int8 labels, before any cropping; 0 for a file that cannot be read."""
     files = dataset.data[index]["image"]
-    headers = [read_header(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
+    headers = [read_header(file) for file in image_files(files)]
     if any(header is None for header in headers):
         return 0  # preparing will say why
     shape, old, _ = headers[0]
@@ -170,12 +170,7 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
         reason = "not everything could be written, the disk is full or files may not grow so large"
     if reason is None:
         return None
-    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return cannot_write(cache_dir, reason, "--cache_dir")
 
 
 def _size(count: float) -> str:

@@ -30,15 +30,15 @@ from monai.data import Dataset
 from monai.transforms import Transform
 
 from ..common.atomic_writing import flush_file, flush_folder, replacing
-from ..common.command_line import as_typed, or_none
 from ..common.leftovers import temporary_beside
-from ..images.files import case_name, check_case_name
+from ..images.files import case_name, check_case_name, first_file, image_files
 from ..images.formats import columns_first, shallow_before
 from ..images.formats.itk import voxel_files
 from ..images.formats.tiff import tiff_spacing_file
 from .augmentation import Augmentation
 from .cache_check import find_damage, list_arrays, renew, renewed_place
 from .loading import Sample
+from .transforms import Preparation
 
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
@@ -66,8 +66,8 @@ class PreparedDataset(Dataset):
             key, and ``dataset[index]`` any; None: whole cases are handed out, {"image": float32 (channels, *spatial),
             "label": int16 (1, *spatial)}.
         cache_dir: where prepared cases are kept; may be shared by runs and by processes.
-        settings: everything that ``preprocessing`` depends on, as JSON.
-        slice_axis: axis along which a 2D network walks through volumes: its slices lie together on disk.
+        preparation: everything that ``preprocessing`` depends on. Where it has a slice axis, slices lie together on
+            disk.
     """
 
     def __init__(
@@ -76,14 +76,13 @@ class PreparedDataset(Dataset):
         preprocessing: Transform,
         augment: Augmentation | None,
         cache_dir: str | Path,
-        settings: Mapping[str, Any],
-        slice_axis: int | None = None,
+        preparation: Preparation,
     ) -> None:
         super().__init__(data, whole_case)
         self.augment = augment
         self.preprocessing = preprocessing
-        self.slice_axis = or_none(slice_axis)
-        self.settings = {"format": FORMAT, **as_typed(json.loads(json.dumps(_relevant(settings, data))))}
+        self.slice_axis = preparation.slice_axis
+        self.settings = {"format": FORMAT, **_relevant(preparation, data)}
         self.cache_dir = Path(cache_dir)
         self.folder = self.cache_dir / _digest(json.dumps(self.settings, sort_keys=True).encode())
         self.prepared: dict[int, Path] = {}  # folders known to be complete, found in prepare()
@@ -152,7 +151,7 @@ class PreparedDataset(Dataset):
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
         case = self.data[index]
-        name = case.get("name") or case_name(_paths(case["image"])[0])
+        name = case.get("name") or case_name(first_file(case["image"]))
         check_case_name(name)
         return name, source_files(case)
 
@@ -220,13 +219,12 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
     return np.stack([np.concatenate(classes), *positions]).astype(np.int32)
 
 
-def _relevant(settings: Mapping[str, Any], data: Sequence[Case]) -> dict[str, Any]:
-    """With how files are read only where there are some to which this matters: others keep their digest."""
-    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
-    matters = settings.get("spatial_dims") == 2 and or_none(settings.get("slice_axis")) is None
-    relevant = {key: value for key, value in settings.items() if key != "rows_first"}
-    if matters and any(map(columns_first, files)):
-        relevant["rows_first"] = settings.get("rows_first", False)
+def _relevant(preparation: Preparation, data: Sequence[Case]) -> dict[str, Any]:
+    """Its facts, with how files are read only where there are some to which this matters: others keep their digest."""
+    files = [path for case in data for key in ("image", "label") for path in image_files(case[key])]
+    relevant = preparation.facts()
+    if preparation.image_dims == 3 or not any(map(columns_first, files)):
+        del relevant["rows_first"]
     if any(map(shallow_before, files)):
         relevant["full_depth"] = True
     return relevant
@@ -241,10 +239,6 @@ def _compact_label(label: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(label, np.int8 if label.max() <= np.iinfo(np.int8).max else np.int16)
 
 
-def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
-
-
 def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
     """Size and time of change of each file that is there."""
     stats = {str(file): file.stat() for file in files if file.is_file()}
@@ -253,7 +247,7 @@ def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
 
 def source_files(case: Case) -> list[Path]:
     """The files that a case is read from, with the second files of some formats: a TIFF's spacing, raw voxels."""
-    files = [path.absolute() for key in ("image", "label") for path in _paths(case[key])]
+    files = [Path(path).absolute() for key in ("image", "label") for path in image_files(case[key])]
     beside = []
     for file in files:
         if file.suffix.lower() in (".tif", ".tiff"):

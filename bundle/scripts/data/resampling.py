@@ -16,7 +16,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from scipy.ndimage import spline_filter1d
 
 from ..common.errors import UserError
-from ..images.geometry import LARGEST_STEP, spacing_of
+from ..images.geometry import LARGEST_STEP, spacing_of, times
 
 __all__ = ["Resampled", "resampled_size", "resampling_problem", "resize", "resize_label_map", "thin_axis", "with_meta"]
 
@@ -102,13 +102,13 @@ def resampling_problem(
         size, new: the same after resampling.
         channels: of the image.
     """
-    what = f"has {_times(old_size)} voxels of {_times(old)} mm, the spacing asked for is {_times(new)} mm"
+    what = f"has {times(old_size)} voxels of {times(old)} mm, the spacing asked for is {times(new)} mm"
     hint = "mend the header or the spacing"
     if any(not 1 / LARGEST_STEP <= before / after <= LARGEST_STEP for before, after in zip(old, new, strict=True)):
         return f"{what}, over {LARGEST_STEP} times another: {hint}"
     needed, there = COPIES * FLOAT_BYTES * channels * math.prod(size), _memory()
     if there is not None and needed > there:
-        return f"{what}: {_times(size)} voxels take {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}: {hint}"
+        return f"{what}: {times(size)} voxels take {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}: {hint}"
     return None
 
 
@@ -187,10 +187,6 @@ def _memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             found.append(int(Path(limit).read_text(encoding="ascii")))
     return min(found, default=None)
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _zoom(old: Sequence[int], new: Sequence[int]) -> torch.Tensor:

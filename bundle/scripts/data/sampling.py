@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from ..common.command_line import or_none
-
 __all__ = ["FOREGROUND_SHARE", "PatchSampler", "Region", "in_plane", "rotation_range"]
 
 FOREGROUND_SHARE = 1 / 3  # nnU-Net: of the patches, centred on a labelled voxel
@@ -62,7 +60,7 @@ class PatchSampler:
         slice_axis: int | None = None,
         foreground_share: float = FOREGROUND_SHARE,
     ) -> None:
-        self.slice_axis = or_none(slice_axis)
+        self.slice_axis = slice_axis
         self.patch_size = list(patch_size)
         self.volume_patch = list(patch_size)
         if self.slice_axis is not None:

@@ -3,73 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from math import inf, prod
+from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Transform
+from monai.transforms import Compose, InvertibleTransform, MapTransform, Orientationd, Transform
 
-from ..common.command_line import as_flag, or_none
+from ..common.command_line import as_typed
 from ..common.errors import UserError
+from ..images.cases import LoadCased
 from ..images.label_names import LARGEST_VALUE
 from .normalization import Normalized, Scheme
 from .resampling import Resampled, with_meta
 
-__all__ = ["CropNonzerod", "LabelIndexd", "check_patch_size", "image_dims", "preprocessing"]
+__all__ = ["CropNonzerod", "LabelIndexd", "Preparation"]
 
 IGNORED = -1  # index of voxels that nobody labelled
 FAR_BELOW = -1e4  # logit of a class that is out of the question; float16 still holds it
 
 
-def preprocessing(
-    keys: Sequence[Hashable],
-    spatial_dims: int,
-    spacing: Sequence[float | None] | str | None,
-    normalization: Sequence[Scheme] | None = None,
-    crop_nonzero: bool | str = False,
-    labels: Mapping[str, int] | None = None,
-    ignore_label: int | None = None,
-    slice_axis: int | None = None,
-) -> list[Transform]:
-    """The transforms after loading, in nnU-Net's order: crop, orientation, intensity, spacing.
-
-    Volumes are turned to RAS and resampled to ``spacing`` (see ``Resampled``); pictures keep their pixels.
+@dataclass(frozen=True)
+class Preparation:
+    """How the images and labels of a task become what the network sees, said once: it builds the transforms, prepared
+    cases are kept by it, and weights are compared with it.
 
     Args:
-        keys: "image" and "label", or "image" alone.
         spatial_dims: of the network, 2 or 3.
-        spacing: voxel size in mm along RAS axes (None for an axis that keeps its own), or None (typed: null) to
-            leave the grid as it is.
+        in_channels: channels that an image must have.
+        labels: name -> value of the foreground classes; values become class indices in ascending order.
+        ignore_label: value of voxels that nobody labelled, which become -1, or None.
+        slice_axis: axis along which a 2D network walks through volumes, or None.
+        rows_first: whether the task was planned since 2D images of every format are read as (rows, columns), see
+            ``LoadCased``.
+        spacing: voxel size in mm along RAS axes (None for an axis that keeps its own), or None to leave the grid as
+            it is.
         normalization: one scheme per channel, None: z-scores (see ``normalizer``).
         crop_nonzero: crop to the bounding box of the voxels that are not 0 in every channel.
-        labels: name -> value; label values become class indices in ascending order of value. None: left alone.
-        ignore_label: value of voxels that nobody labelled, which become -1.
-        slice_axis: axis along which a 2D network walks through volumes, or None.
+
+    None, true and false may be the words that a command line hands on.
 
     Raises:
-        UserError: spacing or normalization make no sense.
+        UserError: spacing makes no sense; (in ``transforms``) normalization or a label's value does not.
+
+    Example:
+        >>> preparation = Preparation(spatial_dims=3, in_channels=1, labels={"liver": 1}, spacing=[1, 1, 2.5])
+        >>> case = preparation.transforms("image")({"image": "case_1.nii.gz"})
     """
-    dims = image_dims(spatial_dims, slice_axis)
-    transforms: list[Transform] = []
-    if labels is not None and "label" in keys:
-        transforms.append(LabelIndexd(["label"], labels, or_none(ignore_label)))
-    if as_flag(crop_nonzero, "crop_nonzero"):
-        transforms.append(CropNonzerod(keys))
-    if dims == 3:
-        transforms.append(Orientationd(keys, axcodes="RAS", labels=None))
-    transforms.append(Normalized(["image"], or_none(normalization)))
-    spacing = or_none(spacing)
-    if spacing is not None:
-        if not (_is_list(spacing) and len(spacing) == dims and all(map(_is_voxel_size, spacing))):
+
+    spatial_dims: int
+    in_channels: int
+    labels: Mapping[str, int]
+    ignore_label: int | None = None
+    slice_axis: int | None = None
+    rows_first: bool = True
+    spacing: Sequence[float | None] | None = None
+    normalization: Sequence[Scheme] | None = None
+    crop_nonzero: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in as_typed(vars(self)).items():
+            object.__setattr__(self, name, value)  # how a frozen dataclass sets its own
+        dims, spacing = self.image_dims, self.spacing
+        if spacing is not None and not (
+            _is_list(spacing) and len(spacing) == dims and all(map(_is_voxel_size, spacing))
+        ):
             raise UserError(f"spacing must be {dims} positive numbers in mm, such as {[1.0] * dims}, not {spacing}")
-        transforms.append(Resampled(keys, spacing))
-    return transforms
 
+    @property
+    def image_dims(self) -> int:
+        """Spatial dimensions of the images: 3 for a 2D network that walks through volumes, else the network's."""
+        return self.spatial_dims if self.slice_axis is None else 3
 
-def image_dims(spatial_dims: int, slice_axis: int | None) -> int:
-    """Spatial dimensions of the images: 3 for a 2D network that walks through volumes, else the network's."""
-    return spatial_dims if or_none(slice_axis) is None else 3
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON knows it."""
+        return asdict(self)
+
+    def transforms(self, *keys: str, as_filed: Sequence[str] = ()) -> Compose:
+        """Loading and checking, then nnU-Net's order: crop, orientation, intensity, spacing.
+
+        Volumes are turned to RAS and resampled to ``spacing`` (see ``Resampled``); pictures keep their pixels.
+
+        Args:
+            keys: "image" and "label", or "image" alone.
+            as_filed: "label", to load and check it and leave it as its file has it.
+        """
+        load = LoadCased(
+            [*keys, *as_filed], self.image_dims, self.in_channels, self.labels, self.ignore_label, self.rows_first
+        )
+        steps: list[Transform] = [load]
+        if "label" in keys:
+            steps.append(LabelIndexd(["label"], self.labels, self.ignore_label))
+        if self.crop_nonzero:
+            steps.append(CropNonzerod(keys))
+        if self.image_dims == 3:
+            steps.append(Orientationd(keys, axcodes="RAS", labels=None))
+        steps.append(Normalized(["image"], self.normalization))
+        if self.spacing is not None:
+            steps.append(Resampled(keys, self.spacing))
+        return Compose(steps)
 
 
 class LabelIndexd(MapTransform):
@@ -130,32 +163,6 @@ class CropNonzerod(MapTransform, InvertibleTransform):
             case[key] = with_meta(outer, case[key])
             case[key].affine = trace["extra_info"]["affine"]
         return case
-
-
-def check_patch_size(
-    patch_size: Sequence[int], spatial_dims: int, strides: Sequence[Sequence[int]] | str | None = None
-) -> None:
-    """Refuse a patch that the network cannot take.
-
-    Args:
-        strides: pooling of each stage along each axis; None: three times 2 along every axis.
-
-    Raises:
-        UserError: not one positive size per axis, or a size that is not a multiple of what its axis is pooled by.
-    """
-    if not _is_list(patch_size) or len(patch_size) != spatial_dims:
-        raise UserError(f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}")
-    strides = or_none(strides)
-    if strides is not None and not (_is_list(strides) and all(_is_list(s) and len(s) == spatial_dims for s in strides)):
-        raise UserError(f"strides: each stage needs {spatial_dims} numbers, one per axis, not {strides}")
-    multiples = [8] * spatial_dims if strides is None else [prod(axis) for axis in zip(*strides, strict=True)]
-    pairs = list(zip(patch_size, multiples, strict=True))
-    if any(not isinstance(size, int) or size <= 0 or size % multiple for size, multiple in pairs):
-        nearest = [max(multiple, round(float(size) / multiple) * multiple) for size, multiple in pairs]
-        raise UserError(
-            f"patch_size {list(patch_size)}: each size must be a positive multiple of "
-            f"{multiples[0] if len(set(multiples)) == 1 else multiples}; nearest: {nearest}"
-        )
 
 
 def _is_list(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ignite.engine import Engine
 
-__all__ = ["start_clean"]
+__all__ = ["run_clean", "start_clean"]
 
 
 def start_clean(*engines: Engine) -> None:
@@ -16,3 +16,9 @@ def start_clean(*engines: Engine) -> None:
     for engine in engines:
         engine._internal_run_generator = None
         engine._dataloader_iter = None
+
+
+def run_clean(engine: Engine) -> None:
+    """Run an engine that may have raised before."""
+    start_clean(engine)
+    engine.run()

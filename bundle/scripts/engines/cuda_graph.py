@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from ignite.engine import Engine, Events
 
-from ..common.command_line import as_flag
+from ..common.command_line import from_words
 from ..common.distributed import world_size
 from ..common.errors import UserError, in_one_line
 
@@ -37,8 +37,9 @@ class RecordCudaGraph:
             gradients of several batches; (later) a training batch has another shape.
     """
 
-    def __init__(self, enabled: bool | str, in_channels: int, patch_size: Sequence[int], batch_size: int) -> None:
-        self.enabled = as_flag(enabled, "cuda_graph")
+    @from_words
+    def __init__(self, enabled: bool, in_channels: int, patch_size: Sequence[int], batch_size: int) -> None:
+        self.enabled = enabled
         self.shape = (int(batch_size), int(in_channels), *(int(n) for n in patch_size))
 
     def attach(self, engine: Engine) -> None:

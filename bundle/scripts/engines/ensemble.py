@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from monai.inferers import Inferer
 
 from ..common.errors import UserError
-from .checkpoints import check_preparation, load_weights
+from ..data.transforms import Preparation
 from .inferers import Network, SlidingWindow
 from .logits import LazyLogits
+from .weights import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]
 
@@ -63,19 +64,24 @@ def with_ensemble(inferer: SlidingWindow, checkpoint: str | Sequence[str]) -> In
 
 
 def load_checkpoints(
-    network: torch.nn.Module, checkpoint: str | Sequence[str], preparation: Mapping[str, Any] | None = None
+    network: torch.nn.Module,
+    checkpoint: str | Sequence[str],
+    preparation: Preparation | None = None,
+    strides: Sequence[Sequence[int]] | str | None = None,
 ) -> None:
     """Load a file of weights; of several, try each, so that a wrong one is found before the first case.
 
     Args:
-        preparation: how images are prepared and classes named; see check_preparation.
+        preparation, strides: how images are prepared, classes named, and the network pools; see check_preparation.
 
     Raises:
         UserError: a file is missing or does not fit (see load_weights), or is named twice.
     """
     for path in reversed(checkpoint_paths(checkpoint)):
         load_weights(network, path)
-        check_preparation(path, preparation or {})
+        if preparation is not None:
+            of_images = {name: fact for name, fact in preparation.facts().items() if name != "ignore_label"}
+            check_preparation(path, {**of_images, "strides": strides})
 
 
 def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:

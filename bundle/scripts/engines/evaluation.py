@@ -10,24 +10,22 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
-from monai.engines import Evaluator
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import gather_objects, is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
+from ..common.run_folder import ScoresFolder
 from ..data.layouts import case_files
-from ..images.cases import first_file
-from ..images.files import case_name
+from ..images.files import case_name, first_file
 from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..images.pairs import physical_spacing
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
-from .checkpoints import weights_digest
-from .clean_start import start_clean
 from .ensemble import checkpoint_paths
 from .prediction import check_outputs, outputs_of
 from .provenance import predicted_cases
+from .weights import weights_digest
 
-__all__ = ["SaveScores", "check_evaluation_dir", "evaluate"]
+__all__ = ["SaveScores", "check_evaluation_dir"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -50,18 +48,17 @@ def check_evaluation_dir(
     cases = [{**case, "name": case.get("name") or case_name(first_file(case["image"]))} for case in cases]
     everything = gather_objects(cases)
     inputs = [file for case in everything for file in case_files(case)]
-    folder = check_output_folder(evaluation_dir, "--evaluation_dir", inputs)
-    scored = _scored_cases(folder / "metrics.json")
+    folder = ScoresFolder(check_output_folder(evaluation_dir, "--evaluation_dir", inputs))
+    scored = _scored_cases(folder.metrics)
     left_out = sorted(scored.difference(case["name"] for case in everything))
     if left_out:
-        shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
         raise UserError(
-            f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out ({shown}) and "
-            "that would be lost: give another --evaluation_dir, or move it away"
+            f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out "
+            f"({first_few(left_out)}) and that would be lost: give another --evaluation_dir, or move it away"
         )
     if not scored and is_main_process():
-        tables = [] if _is_table(folder / "metrics.csv") else [folder / "metrics.csv"]
-        refuse_foreign([*tables, folder / "metrics.json"], "--evaluation_dir")
+        tables = [] if _is_table(folder.table) else [folder.table]
+        refuse_foreign([*tables, folder.metrics], "--evaluation_dir")
     if predictions_dir is not None:
         predictions = check_output_folder(predictions_dir, "--predictions_dir", inputs)
         check_outputs(everything, predictions)
@@ -69,7 +66,7 @@ def check_evaluation_dir(
         others = [case for case in cases if case["name"] not in known]
         refuse_foreign([file for case in others for file in outputs_of(case, predictions)], "--predictions_dir")
         open_folder(predictions, "--predictions_dir")
-    open_folder(folder, "--evaluation_dir")
+    open_folder(folder.path, "--evaluation_dir")
 
 
 def _is_table(metrics: Path) -> bool:
@@ -88,12 +85,6 @@ def _scored_cases(metrics: Path) -> set[str]:
         return set()
 
 
-def evaluate(evaluator: Evaluator) -> None:
-    """Predict and score every case, also where an earlier run of this evaluator failed."""
-    start_clean(evaluator)
-    evaluator.run()
-
-
 class SaveScores:
     """Score each case on its original grid; write metrics.csv (a row per case and class) and metrics.json.
 
@@ -108,6 +99,7 @@ class SaveScores:
         checkpoint: file of weights, or several, whose digests are kept likewise.
     """
 
+    @from_words
     def __init__(
         self,
         output_dir: str,
@@ -117,10 +109,10 @@ class SaveScores:
         settings: Mapping[str, Any] | None = None,
         checkpoint: str | Sequence[str] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.folder = ScoresFolder(output_dir)
         self.labels = dict(labels)
-        self.regions = dict(or_none(regions) or {})
-        self.ignore_label = or_none(ignore_label)
+        self.regions = dict(regions or {})
+        self.ignore_label = ignore_label
         self.settings = dict(settings or {})
         self.checkpoints = checkpoint_paths(checkpoint) if checkpoint else []
         self.weights: list[str] = []
@@ -134,7 +126,7 @@ class SaveScores:
     def _start(self, engine: Engine) -> None:
         self.rows = []
         self.weights = list(map(weights_digest, self.checkpoints))  # now, since a training may replace them meanwhile
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
 
     def _score(self, engine: Engine) -> None:
         outputs, batches = (
@@ -155,7 +147,7 @@ class SaveScores:
         if not is_main_process():
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
-        write_csv(self.output_dir / "metrics.csv", rows)
+        write_csv(self.folder.table, rows)
         content = {
             "settings": self.settings,
             "weights": self.weights,
@@ -163,5 +155,5 @@ class SaveScores:
             "classes": summary,
             "per_case": rows,
         }
-        write_json(self.output_dir / "metrics.json", content)
-        logger.info(f"{format_summary(cases, summary)}\nwritten: {self.output_dir}/metrics.csv, metrics.json")
+        write_json(self.folder.metrics, content)
+        logger.info(f"{format_summary(cases, summary)}\nwritten: {self.folder.table}, {self.folder.metrics.name}")

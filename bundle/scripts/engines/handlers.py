@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import set_determinism
+from torch.utils.tensorboard import SummaryWriter
 
 from ..common.atomic_writing import replacing
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process, rank, world_size
 from ..common.errors import UserError
 from ..common.readable_json import without_nan
+from ..common.run_folder import RunFolder
 from ..data.loading import PatchLoader, RandomCases
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "GradientClipping",
     "PrepareAhead",
     "SeedEachEpoch",
+    "TensorBoard",
     "ValidationScores",
     "loss_rise",
     "seed_run",
@@ -82,11 +86,12 @@ class SeedEachEpoch:
     and goes on exactly as an uninterrupted one would. Those of the patches are told the epoch.
 
     Args:
-        seed: the run's seed, or None (typed: null) to leave everything random.
+        seed: the run's seed, or None to leave everything random.
     """
 
-    def __init__(self, seed: int | str | None) -> None:
-        self.seed = or_none(seed)
+    @from_words
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -99,9 +104,30 @@ class SeedEachEpoch:
             set_determinism((self.seed + 1_000_003 * epoch * world_size() + rank()) % 2**32)
 
 
-def seed_run(seed: int | str | None) -> None:
+@from_words
+def seed_run(seed: int | None) -> None:
     """Seed what comes before the first epoch, the network's initial weights above all."""
-    set_determinism(or_none(seed))
+    set_determinism(seed)
+
+
+class TensorBoard:
+    """TensorBoard's writer, which makes its files when the first value comes: building a training writes nothing.
+
+    Args:
+        log_dir: its folder.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:
+        return SummaryWriter(log_dir=self.log_dir)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python asks any object for
+            raise AttributeError(name)
+        return getattr(self._writer, name)
 
 
 class ValidationScores:
@@ -162,7 +188,7 @@ class EpochLog:
     """
 
     def __init__(self, output_dir: str, evaluator: Engine, labels: Mapping[str, int]) -> None:
-        self.output_dir = Path(output_dir)
+        self.folder = RunFolder(output_dir)
         self.evaluator = evaluator
         self.names = sorted(labels, key=lambda name: labels[name])
 
@@ -214,7 +240,7 @@ class EpochLog:
 
     def _write(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add a line to log.jsonl, in place of those of this epoch and later ones; returns the earlier ones."""
-        path = self.output_dir / "log.jsonl"
+        path = self.folder.epochs
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         epochs = [_epoch_of(line, number, path) for number, line in enumerate(lines, 1)]
         earlier = [line for line in epochs if line["epoch"] < record["epoch"]]
@@ -232,9 +258,9 @@ class EpochLog:
         if best:
             dice = ", ".join(f"{name} {best['dice'][name]:.4f}" for name in self.names)
             lines.append(f"best EMA pseudo-Dice {best['ema_pseudo_dice']:.4f} in epoch {best['epoch']}: Dice {dice}")
-            lines.append(f"best weights  {self.output_dir / 'model.pt'}")
-        lines.append(f"last weights  {self.output_dir / 'model_final.pt'}")
-        lines.append(f"curves        tensorboard --logdir {self.output_dir / 'tensorboard'}")
+            lines.append(f"best weights  {self.folder.best}")
+        lines.append(f"last weights  {self.folder.final}")
+        lines.append(f"curves        tensorboard --logdir {self.folder.tensorboard}")
         logger.info("\n".join(lines))
 
 

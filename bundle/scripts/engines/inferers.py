@@ -78,7 +78,7 @@ class SlidingWindow(Inferer):
         """The same, of several models; see lazily."""
         call = partial(network, *args, **(kwargs or {})) if args or kwargs else network
         logits = [self.lazily(image, network, call, False, members).tensor() for image in _plain(inputs)]
-        return torch.stack(logits)
+        return logits[0][None] if len(logits) == 1 else torch.stack(logits)  # without a copy, which may be large
 
     def lazily(
         self,
@@ -201,7 +201,9 @@ class _Run:
 
     def _advance(self, planes: int) -> Iterator[int]:
         """Run the stages one after the other; after each, up to which plane the image is finished."""
-        image = torch.nn.functional.pad(self.image, list(chain.from_iterable(reversed(self.margins))))
+        image = self.image
+        if self.padded != self.size:  # else it would be a copy
+            image = torch.nn.functional.pad(image, list(chain.from_iterable(reversed(self.margins))))
         total = self.walk.items * len(self.members)
         hidden = None if self.progress and is_main_process() else True
         options = {"leave": False, "disable": hidden, "delay": SHOW_AFTER}
@@ -218,19 +220,23 @@ class _Run:
         windows = torch.stack([_window(image, item, self.inferer.patch_size) for item in batch])
         axis = self.inferer.slice_axis
         windows = windows if axis is None else windows.squeeze(axis + 2)
+        results = self._call(windows)
+        if results.shape[2:] != windows.shape[2:]:
+            raise ValueError(f"the network turns {tuple(windows.shape)} into {tuple(results.shape)}")
+        results = results if axis is None else results.unsqueeze(axis + 2)
+        return results.to(torch.promote_types(results.dtype, torch.float32))
+
+    def _call(self, windows: torch.Tensor) -> torch.Tensor:
         try:
-            results = self.network(windows)
+            return self.network(windows)
         except torch.cuda.OutOfMemoryError:
             if self.held is None or self.held.device.type == "cpu":
                 raise
-            self.held.to(torch.device("cpu"))
-            torch.cuda.empty_cache()
-            logger.info("the GPU has no room for network and image: the windows are collected on the host")
-            results = self.network(windows)
-        results = results if axis is None else results.unsqueeze(axis + 2)
-        if results.shape[2:] != windows.shape[2:] and axis is None:
-            raise ValueError(f"the network turns {tuple(windows.shape)} into {tuple(results.shape)}")
-        return results.to(torch.promote_types(results.dtype, torch.float32))
+        # From here on the error is gone, which held on to what the network had made.
+        logger.info("the GPU has no room for network and image: what the windows say is collected on the host")
+        self.held.to(torch.device("cpu"))
+        torch.cuda.empty_cache()
+        return self.network(windows)
 
     def _add(self, batch: Sequence[Item], results: torch.Tensor, planes: int) -> None:
         if self.held is None:

@@ -14,11 +14,11 @@ from monai.engines import Evaluator
 from monai.transforms import MapTransform
 from tqdm import tqdm
 
-from ..common.command_line import as_flag
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process, shard
-from ..common.errors import UserError, in_one_line
+from ..common.errors import UserError, first_few, in_one_line
 from ..data.layouts import case_files
-from ..images.cases import first_file, save_label_map, save_probabilities
+from ..images.cases import save_label_map, save_probabilities
 from ..images.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -26,6 +26,7 @@ from ..images.files import (
     TIFF_SUFFIXES,
     case_name,
     file_of_case,
+    first_file,
     folders_with_images,
     image_suffix,
     list_images,
@@ -55,13 +56,14 @@ __all__ = [
 logger = logging.getLogger("lightm_unet")
 
 
+@from_words
 def input_cases(
     input_dir: str | None,
     output_dir: str,
-    skip_existing: bool | str = False,
-    overwrite: bool | str = False,
+    skip_existing: bool = False,
+    overwrite: bool = False,
     in_channels: int = 1,
-    save_probabilities: bool | str = False,
+    save_probabilities: bool = False,
 ) -> list[dict[str, Any]]:
     """The cases this process is to predict: [{"name", "image": path or [a path per channel]}, …].
 
@@ -88,16 +90,16 @@ def input_cases(
     folder = check_output_folder(output_dir, "--output_dir", [path for case in cases for path in case_files(case)])
     if deeper := folders_with_images(str(input_dir)):
         logger.warning(printable(f"the images in sub-folders of {input_dir} are not predicted: {', '.join(deeper)}"))
-    check_outputs(cases, folder, as_flag(save_probabilities, "save_probabilities"))
+    check_outputs(cases, folder, save_probabilities)
     cases = shard(cases)  # before looking at what exists: other processes may have written some by now
     existing = [case for case in cases if output_path(case, folder).exists()]
     touched = [case for case in cases if any(file.exists() for file in outputs_of(case, folder))]
-    if as_flag(skip_existing, "skip_existing"):
-        done = _done(existing, folder, as_flag(save_probabilities, "save_probabilities"))
+    if skip_existing:
+        done = _done(existing, folder, save_probabilities)
         logger.info(f"skipping {len(done)} of {len(cases)} images, whose predictions exist")
         cases = [case for case in cases if case["name"] not in done]
         _keep_foreign(cases, folder)
-    elif touched and not as_flag(overwrite, "overwrite"):
+    elif touched and not overwrite:
         raise UserError(
             f"{folder} already holds predictions of {len(touched)} of these {len(cases)} images: add "
             "--skip_existing true, --overwrite true, or another --output_dir"
@@ -307,6 +309,6 @@ def _done(cases: Sequence[Mapping[str, Any]], folder: Path, with_probabilities: 
         if problem:
             problems[case["name"]] = f"{target} {problem}"
     if problems:
-        shown = "; ".join([*problems.values()][:5]) + ("; …" if len(problems) > 5 else "")
+        shown = first_few(problems.values(), between="; ")
         logger.warning(printable(f"{len(problems)} predictions that are there are made again: {shown}"))
     return {case["name"] for case in cases} - problems.keys()

@@ -25,12 +25,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..common.command_line import as_flag, or_none
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.readable_json import write_json
-from ..images.cases import first_file
-from ..images.files import case_name
+from ..common.run_folder import PREDICTIONS, RunFolder
+from ..images.files import case_name, first_file
 from .case_loading import is_unicode
 from .ensemble import checkpoint_paths
 
@@ -48,8 +47,6 @@ __all__ = [
     "write_training_cases",
 ]
 
-CASES = "cases.json"
-PREDICTIONS = "predictions.json"
 logger = logging.getLogger("lightm_unet")
 
 Case = Mapping[str, Any]
@@ -71,7 +68,7 @@ def write_training_cases(
     training: Iterable[Case],
     validation: Iterable[Case],
     pretrained: str | Path | None = None,
-    resume: bool | str = False,
+    resume: bool = False,
 ) -> None:
     """Write cases.json into a run's folder, from the main process.
 
@@ -83,14 +80,12 @@ def write_training_cases(
     Raises:
         UserError: a resumed run held out other cases before.
     """
-    own, held_out = Path(output_dir) / CASES, sorted(map(_name, validation))
-    resumed = as_flag(resume, "resume") and own.is_file()
+    own, held_out = RunFolder(output_dir).cases, sorted(map(_name, validation))
+    resumed = resume and own.is_file()
     if resumed:
         _check_held_out_before(own, held_out)
     if is_main_process():
-        earlier = [
-            read_training_cases(str(file))[1] for file in (or_none(pretrained), own if resumed else None) if file
-        ]
+        earlier = [read_training_cases(str(file))[1] for file in (pretrained, own if resumed else None) if file]
         seen = None if None in earlier else sorted({*map(_name, training)}.union(*earlier))
         write_json(own, {"fold": fold, "training": seen, "validation": held_out})
 
@@ -105,7 +100,7 @@ def read_training_cases(checkpoint: str | Path | Sequence[str | Path]) -> tuple[
         UserError: a cases.json is broken.
     """
     paths = checkpoint_paths(checkpoint)
-    files = [Path(path).parent / CASES for path in paths]
+    files = [RunFolder.of(path).cases for path in paths]
     if not all(file.is_file() for file in files):
         return None, None
     contents = [_read(file, {"training": (list, NoneType)}) for file in files]
@@ -120,7 +115,7 @@ def read_held_out(folder: str | Path) -> set[str] | None:
     Raises:
         UserError: its cases.json is broken.
     """
-    file = Path(folder) / CASES
+    file = RunFolder(folder).cases
     return set(_read(file, {"validation": list})["validation"]) if file.is_file() else None
 
 
@@ -140,8 +135,7 @@ def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], 
     fold, trained_on = read_training_cases(checkpoint)
     seen = sorted({*names} & {*(trained_on or ())})
     if seen:
-        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
-        logger.warning(f"{checkpoint} was trained on {len(seen)} of these {len(names)} cases ({shown})")
+        logger.warning(f"{checkpoint} was trained on {len(seen)} of these {len(names)} cases ({first_few(seen)})")
     paths = checkpoint_paths(checkpoint)
     write_provenance(output_dir, Run(paths if len(paths) > 1 else paths[0], fold, trained_on, names))
 
@@ -232,10 +226,9 @@ def _check_held_out_before(file: Path, held_out: list[str]) -> None:
     before = _read(file, {"training": (list, NoneType), "validation": list})["validation"]
     if sorted(before) != held_out:
         differing = sorted({*before} ^ {*held_out})
-        shown = ", ".join(differing[:5]) + (", …" if len(differing) > 5 else "")
         raise UserError(
-            f"the run in {file.parent} held out other cases ({shown}): resume it with the data set, --splits and "
-            "--limit_cases that it was started with"
+            f"the run in {file.parent} held out other cases ({first_few(differing)}): resume it with the data set, "
+            "--splits and --limit_cases that it was started with"
         )
 
 

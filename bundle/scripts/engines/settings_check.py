@@ -11,12 +11,10 @@ import torch
 
 from ..common.command_line import as_flag, or_none
 from ..common.errors import UserError
-from ..networks.lightm_unet import STEMS
+from ..networks.lightm_unet import GROUPS, STEMS
 from ..networks.scan_order import SCAN_ORDERS
 
-__all__ = ["GROUPS", "RULES", "check_settings"]
-
-GROUPS = 8  # of the network's GroupNorm
+__all__ = ["RULES", "check_settings"]
 
 
 class Rule(NamedTuple):
@@ -51,6 +49,8 @@ def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with settings of which each by itself could be."""
     known = {name: value for name, value in settings.items() if or_none(value) is not None}
     labels, channels = known.get("labels", {}), known.get("in_channels")
+    if {"patch_size", "spatial_dims"} <= known.keys():
+        yield from _misfits_of_patch(known["patch_size"], known["spatial_dims"], known.get("strides"))
     if "slice_axis" in known and known.get("spatial_dims") == 3:
         yield "slice_axis is for a network of spatial_dims 2: set it to null"
     if channels and len(known.get("normalization", [None] * channels)) != channels:
@@ -59,6 +59,23 @@ def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"ignore_label {known['ignore_label']} is the value of a label too: {labels}"
     if labels and (unknown := {name for names in known.get("regions", {}).values() for name in names} - labels.keys()):
         yield f"regions name {', '.join(sorted(unknown))}, which the labels do not have: {', '.join(labels)}"
+
+
+def _misfits_of_patch(
+    patch_size: Sequence[int], spatial_dims: int, strides: Sequence[Sequence[int]] | None
+) -> Iterator[str]:
+    """Why the network cannot take a patch; without strides it pools three times by 2 along every axis."""
+    if len(patch_size) != spatial_dims:
+        yield f"patch_size must be {spatial_dims} sizes, such as {[64] * spatial_dims}, not {patch_size}"
+    elif strides is not None and any(len(stage) != spatial_dims for stage in strides):
+        yield f"strides: each stage needs {spatial_dims} numbers, one per axis, not {strides}"
+    else:
+        multiples = [8] * spatial_dims if strides is None else [math.prod(axis) for axis in zip(*strides, strict=True)]
+        pairs = list(zip(patch_size, multiples, strict=True))
+        if any(size % multiple for size, multiple in pairs):
+            nearest = [max(multiple, round(size / multiple) * multiple) for size, multiple in pairs]
+            what = multiples[0] if len(set(multiples)) == 1 else multiples
+            yield f"patch_size {list(patch_size)}: each size must be a multiple of {what}; nearest: {nearest}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..common.atomic_writing import replacing
-from ..common.command_line import as_flag
 from ..common.errors import UserError
+from .files import first_file, image_files
 from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
 from .geometry import affine_problem, grid_conflict
 from .label_names import listed, undeclared_hint
@@ -21,7 +21,6 @@ from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
     "LoadCased",
-    "first_file",
     "load_image",
     "save_label_map",
     "save_probabilities",
@@ -59,10 +58,10 @@ class LoadCased(MapTransform):
         in_channels: int,
         labels: Mapping[str, int],
         ignore_label: int | None = None,
-        rows_first: bool | str = True,
+        rows_first: bool = True,
     ) -> None:
         super().__init__(keys)
-        self.rows_first = as_flag(rows_first, "rows_first")
+        self.rows_first = rows_first
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.values = {0, *labels.values()} | ({ignore_label} - {None})
@@ -106,11 +105,6 @@ class LoadCased(MapTransform):
             raise UserError(what + undeclared_hint(undeclared, path))
 
 
-def first_file(image: str | Path | Sequence[str | Path]) -> str:
-    """The file of an image, the first one where every channel has its own."""
-    return str(image if isinstance(image, (str, Path)) else image[0])
-
-
 def load_image(
     path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False, grey: bool = False
 ) -> MetaTensor:
@@ -132,7 +126,7 @@ def load_image(
         UserError: a file is missing, cannot be read, has other spatial dimensions or no usable affine, or the
             channels' sizes or affines differ.
     """
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    paths = image_files(path)
     images = [read_raw(file, label, grey) for file in paths]
     if conflicts := channel_conflicts(paths, images):
         raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.run_folder import PREDICTIONS
 from .files import image_suffix
 
 __all__ = ["data_set_folder", "input_folders"]
 
 # Of nnU-Net's and the Medical Segmentation Decathlon's layout, in lower case: some disks do not tell them apart.
 _DATA_FOLDERS = {f"{kind}{part}" for kind in ("images", "labels") for part in ("tr", "ts", "val")}
-_OURS = "predictions.json"  # inference and evaluation leave it in a folder of predictions
 
 
 def data_set_folder(folder: Path) -> Path | None:
@@ -34,7 +34,7 @@ def _holds_data(folder: Path) -> bool:
     if (folder.parent / "dataset.json").is_file():
         return True
     try:
-        return not (folder / _OURS).is_file() and any(image_suffix(name) for name in os.listdir(folder))
+        return not (folder / PREDICTIONS).is_file() and any(image_suffix(name) for name in os.listdir(folder))
     except FileNotFoundError:
         return False
     except OSError:  # nobody may look into it, and so nobody can say that it is free

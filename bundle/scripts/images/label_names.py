@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 
 __all__ = ["LARGEST_VALUE", "listed", "read_labels", "undeclared_hint"]
 
@@ -20,7 +20,7 @@ MOST_LABELS = 1000  # each is an output channel of the network
 
 def listed(values: Sequence[float]) -> str:
     """The first ten label values of a list for a message, 0.99999994 told from 1."""
-    return ", ".join(f"{value:.9g}" for value in values[:10]) + (", …" if len(values) > 10 else "")
+    return first_few((f"{value:.9g}" for value in values), 10)
 
 
 def undeclared_hint(values: Sequence[float], path: str | Path) -> str:

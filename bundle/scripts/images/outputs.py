@@ -14,16 +14,25 @@ from typing import Any
 
 from ..common import BUNDLE_ROOT
 from ..common.command_line import or_none
-from ..common.errors import UserError
+from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers, temporary_beside
+from ..common.run_folder import PREDICTIONS, SUMMARY, RunFolder
 from .data_folders import data_set_folder, input_folders
 from .files import image_suffix
 
-__all__ = ["check_names", "check_output_file", "check_output_folder", "open_folder", "refuse_foreign"]
+__all__ = [
+    "check_names",
+    "check_output_file",
+    "check_output_folder",
+    "nearest_existing",
+    "open_folder",
+    "refuse_foreign",
+]
 
 MODELS = BUNDLE_ROOT / "models"  # the weights that the bundle ships
 # What runs, predictions, evaluations and reports write under these names.
-KEPT = {"settings.json", "cases.json", "predictions.json", "metrics.json", "summary.json"}
+_RUN = RunFolder("")
+KEPT = {_RUN.settings.name, _RUN.cases.name, _RUN.evaluation.metrics.name, PREDICTIONS, SUMMARY}
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:
@@ -39,9 +48,9 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
             in one; or it cannot be written.
     """
     place = _resolved(folder, option)
-    existing = _nearest(place)
+    existing = nearest_existing(place)
     if not existing.is_dir():
-        raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
+        raise cannot_write(folder, f"{existing} is a file, not a folder", option)
     if place in input_folders(inputs):
         raise UserError(
             f"{option} {folder}: what is written would lie among images or labels that are read: give another folder"
@@ -73,9 +82,9 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
     if place.name in KEPT or not _may_be_json(place):
         raise UserError(f"{option} {file} holds something else than what is written, and would be lost: give another")
-    existing = _nearest(place.parent)
+    existing = nearest_existing(place.parent)
     if not existing.is_dir():
-        raise UserError(f"cannot write {file}: {existing} is a file, not a folder; give another {option}")
+        raise cannot_write(file, f"{existing} is a file, not a folder", option)
     _check_place(place.parent, file, option)
     _check_writable(existing, file, option)
     return Path(str(file))
@@ -93,7 +102,7 @@ def open_folder(folder: Path, option: str) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; give another {option}") from error
+        raise cannot_write(folder, error.strerror, option) from error
     remove_leftovers(folder)
 
 
@@ -148,11 +157,11 @@ def _resolved(path: Any, option: str) -> Path:
         place.exists()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot write to {option} {text[:200]!r}: {reason}; give another") from error
+        raise cannot_write(repr(text[:200]), reason, option) from error
     return place
 
 
-def _nearest(place: Path) -> Path:
+def nearest_existing(place: Path) -> Path:
     """The place itself or the nearest one above it that is there."""
     return next(path for path in (place, *place.parents) if os.path.lexists(path))
 
@@ -161,7 +170,7 @@ def _check_writable(existing: Path, shown: Any, option: str) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY
         reason = "the disk is read-only" if read_only else f"no permission in {existing}"
-        raise UserError(f"cannot write to {shown}: {reason}; give another {option}")
+        raise cannot_write(shown, reason, option)
 
 
 def _check_place(folder: Path, shown: Any, option: str) -> None:
@@ -183,12 +192,13 @@ def _may_be_json(file: Path) -> bool:
 
 def _ships_weights(folder: Path) -> bool:
     """A run's own folder has its settings beside its weights."""
-    return (folder / "model.pt").is_file() and not (folder / "settings.json").is_file()
+    run = RunFolder(folder)
+    return run.best.is_file() and not run.settings.is_file()
 
 
 def _ignores_case(folder: Path) -> bool:
     """Whether names that differ in upper and lower case are one file there."""
-    existing = _nearest(folder.absolute())
+    existing = nearest_existing(folder.absolute())
     other = existing.with_name(existing.name.swapcase())
     try:
         return other != existing and other.samefile(existing)

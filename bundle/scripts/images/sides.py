@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 
 __all__ = ["check_mirror_axes", "left_right_axis", "one_sided_labels", "sided_labels"]
 
@@ -119,12 +119,13 @@ def _other(side: str) -> str:
     return "right" if side == "left" else "left"
 
 
+@from_words
 def check_mirror_axes(
     mirror_axes: Sequence[int],
     spatial_dims: int,
     slice_axis: int | None,
     labels: Mapping[str, Any],
-    regions: Mapping[str, Any],
+    regions: Mapping[str, Any] | None,
 ) -> None:
     """Warn of a training that mirrors every axis although labels have sides, as older plans had it.
 
@@ -133,10 +134,9 @@ def check_mirror_axes(
     """
     if not isinstance(mirror_axes, (list, tuple)):
         raise UserError(f"mirror_axes must be a list of axes, such as [0, 1], not {mirror_axes}")
-    axis, sided = left_right_axis(spatial_dims, or_none(slice_axis)), sided_labels(labels, or_none(regions) or {})
+    axis, sided = left_right_axis(spatial_dims, slice_axis), sided_labels(labels, regions or {})
     if sided and axis is not None and set(mirror_axes) == set(range(spatial_dims)) and is_main_process():
-        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
         logger.warning(
-            f"labels of both sides ({shown}) are mirrored: take the left-right axis "
+            f"labels of both sides ({first_few(sided, 4)}) are mirrored: take the left-right axis "
             f"({axis}, unless these are TIFF stacks) out of mirror_axes, or the network cannot tell them apart"
         )

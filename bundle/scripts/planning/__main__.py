@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..common import BUNDLE_ROOT
+from ..common.command_line import number_from_zero, whole_number
 from ..common.errors import UserError, show_user_errors_plainly
 from ..common.readable_json import write_json
 from ..data.layouts import read_dataset
@@ -242,34 +242,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--from_nnunet", type=Path, metavar="FILE", help="take spacing, patch, batch and normalisation from an nnU-Net "
         "v2 plans.json")  # fmt: skip
     add("--check_only", action="store_true", help="only look for problems in the data set")
-    add("--workers", type=_count, metavar="N", help="processes that read; default: one a CPU core, up to 8")
+    add("--workers", type=_at_least_one, metavar="N", help="processes that read; default: one a CPU core, up to 8")
     add("--overwrite", action="store_true", help="replace an overlay of this name")
     return parser.parse_args(arguments)
 
 
 def _memory(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of GiB, 0 for a CPU, not {text}")
-    return value
+    return number_from_zero(text, "a number of GiB, 0 for a CPU")
+
+
+def _at_least_one(text: str) -> int:
+    return whole_number(text, least=1)
 
 
 def _filters(text: str) -> int:
-    from ..engines.settings_check import GROUPS  # not above: the network comes with it, and its import takes seconds
+    from ..networks.lightm_unet import GROUPS  # not above: its import takes seconds
 
-    value = _count(text)
+    value = _at_least_one(text)
     if value % GROUPS:
         raise argparse.ArgumentTypeError(f"must be a multiple of {GROUPS}, the groups of GroupNorm, not {text}")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text}")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
+from ..common.run_folder import RunFolder
 from ..data.layouts import NUM_FOLDS
 from ..images.files import TIFF_SUFFIXES
+from ..images.geometry import times
 from ..images.sides import left_right_axis, one_sided_labels, sided_labels
 from .image_settings import (
     choose_dimensions,
@@ -27,7 +29,7 @@ from .image_settings import (
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
 from .patients import same_person
-from .plan import Plan, Row, Wishes, times
+from .plan import Plan, Row, Wishes
 from .spacing import resampled_shapes
 
 __all__ = ["make_plan"]
@@ -86,9 +88,8 @@ def make_plan(
     _length(plan, wishes)
     _folds(plan, fingerprint, patients or {})
     _validation(plan, shapes)
-    plan.set(
-        "weights", f"output/{name}/fold_{plan.fold}/model.pt", "what inference takes, until --checkpoint names others"
-    )
+    weights = RunFolder(f"output/{name}/fold_{plan.fold}").best
+    plan.set("weights", weights.as_posix(), "what inference takes, until --checkpoint names others")
     plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
     return plan
 
@@ -121,7 +122,7 @@ def _mirroring(plan: Plan, dims: int, volume_axis: int) -> None:
     """All axes, but left-right where labels have sides: a mirrored left kidney is a right one."""
     sided = sided_labels(plan.overlay["labels"], plan.overlay["regions"])
     axis = left_right_axis(dims, plan.overlay["slice_axis"], volume_axis)
-    named = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+    named = first_few(sided, 4)
     reason = "all axes, in training and TTA; take out those that change the meaning"
     if sided and axis is not None:
         where = "the width" if plan.overlay["slice_axis"] is None and dims == 2 else "left-right"

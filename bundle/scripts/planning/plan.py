@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-__all__ = ["Plan", "Row", "Wishes", "times"]
+__all__ = ["Plan", "Row", "Wishes"]
 
 
 class Row(NamedTuple):
@@ -45,10 +42,6 @@ class Plan:
         """Put a setting into the overlay and into the table."""
         self.overlay[key] = value
         self.rows.append(Row(key, _shown(value) if shown is None else shown, reason))
-
-
-def times(values: Sequence[float | None] | np.ndarray, missing: str = "-") -> str:
-    return " x ".join(missing if value is None else f"{value:g}" for value in values)
 
 
 def _shown(value: Any) -> str:

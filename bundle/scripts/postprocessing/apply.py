@@ -25,6 +25,7 @@ from monai.transforms import MapTransform
 from ..common.command_line import or_none
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
+from ..common.run_folder import RunFolder
 from ..engines.ensemble import checkpoint_paths
 from ..images.pairs import physical_spacing
 from ..metrics import voxel_measure
@@ -42,7 +43,6 @@ __all__ = [
     "remove_components",
 ]
 
-RULES_FILE = "postprocessing.json"
 logger = logging.getLogger("lightm_unet")
 
 Rules = dict[str, Any]
@@ -154,7 +154,7 @@ def find_rules(rules: str | None, checkpoint: str | Sequence[str] | None) -> Pat
         return Path(rules)
     if not checkpoint:
         return None
-    file = Path(checkpoint_paths(checkpoint)[0]).parent / RULES_FILE
+    file = RunFolder.of(checkpoint_paths(checkpoint)[0]).rules
     return file if file.is_file() else None
 
 

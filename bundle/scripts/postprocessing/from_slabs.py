@@ -16,9 +16,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, InvertibleTransform, MapTransform
 
 from ..common.errors import UserError
-from ..data.resampling_slabs import resized_slabs
-from ..data.way_back import WayBack, way_back
 from ..engines.logits import Slabs, as_slabs
+from .resampling import resized_slabs
+from .way_back import WayBack, way_back
 
 __all__ = ["ToLabelMapd", "first_largest"]
 

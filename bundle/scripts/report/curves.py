@@ -10,11 +10,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..common.run_folder import RunFolder
 from .style import Theme, plain, shortened
 
 __all__ = ["curve_charts", "read_log"]
 
-LOG = "log.jsonl"
 NAMES_INSIDE, NAMES_BELOW = 6, 12  # the most lines whose names fit in a chart, and below it
 
 
@@ -23,11 +23,12 @@ def read_log(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
 
     An epoch that stands there twice counts as it was written last. A line that is no JSON is left out.
     """
-    path = run_dir / LOG
+    path = RunFolder(run_dir).epochs
+    log = f"{run_dir.name}/{path.name}"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        return [], f"no training curves: {run_dir.name}/{LOG} cannot be read ({error.strerror})."
+        return [], f"no training curves: {log} cannot be read ({error.strerror})."
     epochs: dict[float, dict[str, Any]] = {}
     broken = 0
     for line in filter(str.strip, lines):
@@ -36,9 +37,9 @@ def read_log(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
             broken += 1
         else:
             epochs[entry["epoch"]] = entry
-    problem = f"{broken} line(s) of {run_dir.name}/{LOG} are not an epoch's and were left out." if broken else None
+    problem = f"{broken} line(s) of {log} are not an epoch's and were left out." if broken else None
     if not epochs:
-        problem = f"no training curves: {run_dir.name}/{LOG} holds no epoch."
+        problem = f"no training curves: {log} holds no epoch."
     return [epochs[epoch] for epoch in sorted(epochs)], problem
 
 
