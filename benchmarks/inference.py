@@ -243,11 +243,13 @@ def run(words: Sequence[str], folder: Path, args: argparse.Namespace, budget: Bu
         finally:
             process.kill()
             process.wait()
-    errors = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if process.returncode < 0:
+        raise Failed(f"killed by signal {-process.returncode}")
+    printed, errors = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
     if process.returncode:
-        reason = next((line for line in reversed(errors) if "Error" in line), errors[-1] if errors else "no message")
-        raise Failed(reason.strip()[:200])
-    return (folder / "stdout").read_text(encoding="utf-8").strip()
+        lines = [line.strip() for line in (printed + errors).splitlines() if line.strip()] or ["no message"]
+        raise Failed(next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])[:200])
+    return printed.strip()
 
 
 def watch(process: subprocess.Popen) -> Iterator[int]:
