@@ -79,7 +79,7 @@ def test_an_undefined_score_leaves_the_moving_average_as_it_was() -> None:
 def test_tensorboard_writes_nothing_until_there_is_something(tmp_path: Path) -> None:
     folder = tmp_path / "run/tensorboard"
     writer = TensorBoard(str(folder))
-    assert not hasattr(writer, "_anything") and not folder.exists()
+    assert not hasattr(writer, "__anything__") and not folder.exists()
     writer.add_scalar("loss", 0.5, 1)
     writer.flush()
     assert list(folder.iterdir())

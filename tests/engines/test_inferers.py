@@ -121,6 +121,11 @@ def test_memory_is_bounded_by_windows() -> None:
     assert [slab.shape for slab in slabs] == [(2, 2, 20, 24)] * 45
 
 
+@pytest.mark.parametrize(("size", "axis"), [([40, 40, 40], 0), ([40, 40, 48], 0), ([40, 40, 90], 2), ([20, 48, 56], 1)])
+def test_the_walk_goes_along_the_first_axis_that_is_nearly_the_best(size: list[int], axis: int) -> None:
+    assert inferers.plan_walk(size, [8, 8, 8], 0.5, 4, [()]).axis == axis
+
+
 def test_windows_come_in_full_batches_except_at_the_end_of_large_layers() -> None:
     sizes: list[int] = []
 
@@ -131,7 +136,7 @@ def test_windows_come_in_full_batches_except_at_the_end_of_large_layers() -> Non
     sliding_window([4, 4], sw_batch_size=4)(torch.rand(1, 1, 4, 20), network)  # nine layers of one window
     assert sizes == [4, 4, 1]
     sizes.clear()
-    sliding_window([4, 4], sw_batch_size=2)(torch.rand(1, 1, 20, 22), network)  # ten layers of nine windows
+    sliding_window([4, 4], sw_batch_size=2)(torch.rand(1, 1, 22, 20), network)  # ten layers of nine windows
     assert sizes == [2, 2, 2, 2, 1] * 10
 
 

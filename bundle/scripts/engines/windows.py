@@ -12,6 +12,7 @@ from monai.data.utils import compute_importance_map
 
 __all__ = ["Item", "Stage", "Walk", "gaussian_weights", "padding", "plan_walk", "window_starts"]
 
+NEARLY = 1.25  # times the fewest open voxels
 LARGE_LAYER = 4  # batches; a layer of fewer shares its last batch with the next one
 
 
@@ -85,7 +86,8 @@ def gaussian_weights(patch: Sequence[int], axes: Sequence[int], device: torch.de
 def plan_walk(
     size: Sequence[int], patch: Sequence[int], overlap: float, batch_size: int, flips: Sequence[tuple[int, ...]]
 ) -> Walk:
-    """The walk over an image that has the fewest voxels open at a time.
+    """The walk over an image that has the fewest voxels open at a time, or nearly so: planes across an earlier axis lie
+    closer together in memory, which takes less time.
 
     Args:
         size, patch: of the image, along every axis at least that of the window, and of the window.
@@ -94,7 +96,8 @@ def plan_walk(
         flips: how each window is mirrored.
     """
     starts = [window_starts(length, window, overlap) for length, window in zip(size, patch, strict=True)]
-    axis = min(range(len(size)), key=lambda axis: (patch[axis] / size[axis], axis))
+    open_shares = [window / length for window, length in zip(patch, size, strict=True)]
+    axis = next(axis for axis, share in enumerate(open_shares) if share <= NEARLY * min(open_shares))
     others = [starts[other] for other in range(len(size)) if other != axis]
     layers = [
         [Item((*rest[:axis], first, *rest[axis:]), flip) for rest in product(*others) for flip in flips]

@@ -22,7 +22,7 @@ from .way_back import WayBack, way_back
 
 __all__ = ["ToLabelMapd", "first_largest"]
 
-IN_MEMORY = 2**29  # bytes of probabilities; more lie in a file without a name, which needs no memory
+IN_MEMORY = 2**29  # bytes of probabilities; more lie in a file without a name, whose pages the system takes back
 
 
 class ToLabelMapd(MapTransform):
@@ -135,7 +135,7 @@ def _certain_background(shape: tuple[int, ...], folder: str | Path | None) -> np
 
 
 def _in_file(shape: tuple[int, ...], size: int, folder: str | Path) -> np.ndarray:
-    with tempfile.TemporaryFile(dir=folder) as file:  # goes with its last user, whatever becomes of this process
+    with tempfile.TemporaryFile("w+b", dir=folder) as file:  # goes with its last user, whatever becomes of this process
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is said now, not by a signal later
         return np.memmap(file, np.float32, "r+", shape=shape)
 
