@@ -170,7 +170,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def environment_line(environment: dict[str, Any]) -> str:
     """The environment in one line of Markdown."""
-    threads = f"{environment['threads']} threads" if environment["threads"] > 1 else "1 thread"
+    threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
     where = f"CUDA {environment['cuda']}" if environment["cuda"] else threads
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"Python {environment['python']}, torch {environment['torch']}"
