@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from itertools import chain, combinations, groupby, starmap
 from typing import Any
 
@@ -244,7 +244,10 @@ class _Run:
         pairs = zip(batch, results, strict=True)
         for start, same in groupby(pairs, key=lambda pair: pair[0].start):
             results_of_window = list(same)
-            values = reduce(torch.add, starmap(_turned_back, results_of_window))
+            turned = starmap(_turned_back, results_of_window)
+            values = next(turned)
+            for number, other in enumerate(turned):  # the first sum is a tensor of its own: the network's is left alone
+                values = values.add_(other) if number else values + other
             self.held.add(start, values, self.weights, len(results_of_window))
 
     def _open(self, results: torch.Tensor, planes: int) -> Accumulator:
