@@ -118,6 +118,8 @@ def test_the_default_network_is_what_planning_sets_up() -> None:
     case = inference_case.Case("", "", "", (1.0,) * 3, (16,) * 3, 15, False, "default", options, 4, "cpu")
     with torch.device("meta"):
         network = inference_case.build(case)
+        other = inference_case.build(case._replace(options=options | {"conv_stages": 2}))
+        assert network.state_dict().keys() != other.state_dict().keys()
         assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 15, 16, 16, 16)
     assert not network.training and options["conv_stages"] == 3
 
