@@ -41,6 +41,7 @@ __all__ = [
     "markdown_table",
     "number",
     "peak_in_fresh_process",
+    "peak_of_process",
     "peak_on_gpu",
     "peak_resident",
     "processor_seconds",
@@ -169,7 +170,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def environment_line(environment: dict[str, Any]) -> str:
     """The environment in one line of Markdown."""
-    where = f"CUDA {environment['cuda']}" if environment["cuda"] else f"{environment['threads']} threads"
+    threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
+    where = f"CUDA {environment['cuda']}" if environment["cuda"] else threads
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     versions = f"Python {environment['python']}, torch {environment['torch']}"
     return f"{environment['device']}, {where}; {versions}{', ' if packages else ''}{packages}; {environment['date']}"
@@ -314,6 +316,11 @@ def peak_resident(call: Callable[[], object]) -> int:
     before = _resident_bytes("VmRSS")
     call()
     return max(0, _resident_bytes("VmHWM") - before)
+
+
+def peak_of_process() -> int:
+    """Most resident memory that this process ever had, in bytes; Linux."""
+    return _resident_bytes("VmHWM")
 
 
 def peak_in_fresh_process(script: Path, options: Sequence[str]) -> int:

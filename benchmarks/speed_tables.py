@@ -82,6 +82,12 @@ def table_of(benchmark: str, name: str) -> str:
     return importlib.import_module(benchmark).table(record(name))
 
 
+def large_images(name: str, shape: str) -> str:
+    from inference import table
+
+    return table(rows_with(name, shape=shape))
+
+
 def postprocessing(job: str) -> str:
     from postprocessing import job_table
 

@@ -11,6 +11,7 @@ from accuracy_tables import all_records, comparison_table, dice, fold_table, sco
 from harness import markdown_table
 from speed_tables import (
     large_case,
+    large_images,
     machine,
     memory_lines,
     milliseconds,
@@ -134,6 +135,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "training on a CPU, 3D": partial(networks, "networks_train_cpu", "1x1x64x64x64"),
     "training on a CPU, machine": partial(machine, "networks_train_cpu"),
     # Around them
+    "large images on a CPU, 256": partial(large_images, "inference_cpu", "256x256x300"),
+    "large images on a CPU, 512": partial(large_images, "inference_cpu", "512x512x600"),
+    "large images on a CPU, machine": partial(machine, "inference_cpu"),
     "loading": partial(table_of, "dataloading", "dataloading_cpu"),
     "loading, machine": partial(machine, "dataloading_cpu"),
     "largest components": partial(postprocessing, "largest"),
