@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ def write(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
     return root / "proc", root / "cgroup"
 
 
+BUNDLE = Path(__file__).parents[2] / "bundle"
 MEMINFO = "MemTotal:  8000 kB\nMemFree: 100 kB\nMemAvailable:  4000 kB\n"
 MACHINE = {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/user.slice/job.scope\n"}
 JOB = {"cgroup/user.slice/job.scope/memory.max": "max\n", "cgroup/user.slice/job.scope/memory.current": "5"}
@@ -55,3 +58,29 @@ def test_the_smallest_room_counts(tmp_path: Path, files: dict[str, str], free: i
 def test_this_machine_tells() -> None:
     free = free_memory()
     assert free is None or free > 2**20
+
+
+FREED = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+from scripts.common.free_memory import give_back_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+ctypes.CDLL("libc.so.6").mallopt(-4, 0)
+ctypes.CDLL("libc.so.6").mallopt(-1, 2**31 - 1)
+arrays = [np.ones(2**20) for _ in range(32)]
+del arrays[::2]
+before = resident()
+give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where there is no glibc, nothing is kept")
+def test_what_a_run_has_freed_is_given_back(tmp_path: Path) -> None:
+    """Between what is in use, too; a run keeps it until then, see command_line.start."""
+    program = subprocess.run([sys.executable, "-c", FREED], cwd=BUNDLE, capture_output=True, text=True, check=True)
+    assert int(program.stdout) > 100 * 2**20

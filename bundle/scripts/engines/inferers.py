@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..common.command_line import from_words
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
+from ..common.free_memory import give_back_freed_memory
 from ..inference.accumulator import Accumulator
 from ..inference.logits import LazyLogits, planes_of_slab
 from ..inference.room import place_of
@@ -28,6 +29,7 @@ from .settings_check import check_settings
 
 __all__ = ["InSlabs", "Network", "SlidingWindow", "sliding_window"]
 
+LARGE = 2**28  # bytes of sums on the host from which on freed memory is given back
 SHOW_AFTER = 3  # seconds that an image takes before its windows get a progress bar of their own
 logger = logging.getLogger("lightm_unet")
 
@@ -184,6 +186,7 @@ class _Run:
         others = [self._inside(other) for other in range(len(self.size)) if other != axis]
         for stage_end in self._advance(self.walk.planes):
             first, last = max(done, low), min(stage_end, high)
+            _tidy_up(self.held.bytes_on_host)
             most = planes_of_slab(self.held.total.narrow(axis + 1, 0, 1))
             for mean in self.held.take(first, last, most):
                 yield mean[(slice(None), slice(None), *others)]
@@ -258,7 +261,13 @@ class _Run:
         needed = (classes + 1) * voxels * results.element_size()
         what = f"an image of {' x '.join(map(str, self.size))} voxels with {classes} classes"
         place = place_of(needed, what, results.device)
+        _tidy_up(needed if place.type == "cpu" else 0)
         return Accumulator(classes, self.padded, axis, planes, results.dtype, place)
+
+
+def _tidy_up(held: int) -> None:
+    if held >= LARGE:
+        give_back_freed_memory()
 
 
 def _window(image: torch.Tensor, item: Item, patch: Sequence[int]) -> torch.Tensor:

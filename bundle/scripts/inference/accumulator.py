@@ -32,6 +32,12 @@ class Accumulator:
     def device(self) -> torch.device:
         return self.total.device
 
+    @property
+    def bytes_on_host(self) -> int:
+        """What the sums take of the host's memory."""
+        sums = (self.total, self.weight)
+        return sum(tensor.numel() * tensor.element_size() for tensor in sums) if self.device.type == "cpu" else 0
+
     def to(self, device: torch.device) -> None:
         """Move what is there."""
         self.total, self.weight = self.total.to(device), self.weight.to(device)
