@@ -31,7 +31,7 @@ def test_what_is_no_whole_prediction_is_made_again(
     write_provenance(tmp_path / "out", Run("model.pt", None, None, list("abcdef")))
     cases = input_cases(str(tmp_path / "in"), str(tmp_path / "out"), skip_existing="true")
     assert [case["name"] for case in cases] == list("abcde")
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "lightm_unet"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("5 predictions that are there are made again: ")
     assert f"{a} is empty" in warning and f"{d} has another size than its image" in warning
 

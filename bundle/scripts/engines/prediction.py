@@ -70,7 +70,7 @@ def input_cases(
     are named so; else every file is a case, and so is a file that holds all channels itself.
 
     Args:
-        input_dir: a folder, or one image file.
+        input_dir: a folder, or one image file; without one there is no case yet.
         output_dir: where the predictions will go.
         skip_existing: leave out cases whose prediction is there, whole and of the image's size.
         overwrite: allow predictions that are there to be replaced.
@@ -78,11 +78,11 @@ def input_cases(
         save_probabilities: whether the class probabilities will be saved too.
 
     Raises:
-        UserError: no input; a case lacks channels, or the input is one of its files; two outputs would be one file;
-            predictions are there and neither switch is set; nothing may be written there (images/outputs.py).
+        UserError: the input is not there; a case lacks channels, or the input is one of its files; two outputs would be
+            one file; predictions are there and neither switch is set; nothing may be written there (images/outputs.py).
     """
     if not input_dir:
-        raise UserError("give the image or the folder of images to predict with --input_dir")
+        return []
     _check_whole_case(Path(str(input_dir)), in_channels)
     # A command line hands on a number where a folder is called 2024.
     cases = group_channels(list_images(str(input_dir)), in_channels)
@@ -272,6 +272,7 @@ class SavePredictiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"].meta["filename_or_obj"]
         target = output_path({"name": data.get("name") or case_name(image), "image": image}, self.output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)  # for an evaluator that is run on its own
         path = probabilities_path(target)
         if self.probabilities_key:  # before the label map, which tells skip_existing that a case is done
             save_probabilities(path, data[self.probabilities_key].cpu().numpy(), like=image)

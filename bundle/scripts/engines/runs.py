@@ -10,8 +10,9 @@ from ignite.engine import Engine
 from monai.data import DataLoader
 from monai.engines import Evaluator
 
-from ..common.command_line import from_words
+from ..common.command_line import from_words, or_none
 from ..common.distributed import gather_objects
+from ..common.errors import UserError
 from ..data.preparation import prepare_cases
 from ..data.prepared import PreparedDataset
 from ..data.transforms import Preparation
@@ -85,7 +86,13 @@ def evaluate(evaluator: Evaluator, checkpoint: str | Sequence[str], evaluation_d
     run_clean(evaluator)
 
 
-def infer(evaluator: Evaluator, dataloader: DataLoader, checkpoint: str | Sequence[str], output_dir: str) -> None:
+def infer(
+    evaluator: Evaluator,
+    dataloader: DataLoader,
+    checkpoint: str | Sequence[str],
+    output_dir: str,
+    input_dir: str | None = None,
+) -> None:
     """Predict a folder of images with a network that has its weights.
 
     Args:
@@ -93,9 +100,12 @@ def infer(evaluator: Evaluator, dataloader: DataLoader, checkpoint: str | Sequen
         dataloader: of a CaseDataset, one case at a time.
         checkpoint: the weights' file, or several, for the record of who predicted.
         output_dir: where the evaluator's postprocessing saves.
+        input_dir: where the cases are from, if somebody said so.
 
     Raises:
-        UserError: see each step.
+        UserError: nobody gave anything to predict; see also each step.
     """
+    if or_none(input_dir) is None and not dataloader.dataset.data:
+        raise UserError("give the image or the folder of images to predict with --input_dir")
     record_predictions(output_dir, checkpoint, dataloader.dataset.data)
     predict(evaluator, dataloader, output_dir)
