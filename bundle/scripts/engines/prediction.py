@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from monai.data import DataLoader
 from monai.engines import Evaluator
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, SaveImaged
 from tqdm import tqdm
 
 from ..common.command_line import from_words
@@ -253,8 +253,10 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-class SavePredictiond(MapTransform):
+class SavePredictiond(SaveImaged):
     """Save the predicted label map and, if asked, the class probabilities, under the image's name.
+
+    A SaveImaged by class only: programs that save by themselves, as MONAI Label, know by it what to leave out.
 
     Args:
         keys: the label map (1, *spatial), on the grid of the image file.
@@ -265,7 +267,7 @@ class SavePredictiond(MapTransform):
     """
 
     def __init__(self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None) -> None:
-        super().__init__(keys)
+        MapTransform.__init__(self, keys)  # SaveImaged's own makes a writer
         self.output_dir = output_dir
         self.probabilities_key = probabilities_key
 
