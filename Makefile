@@ -19,7 +19,7 @@ ARGS ?=
 
 VENV := .venv
 VENV_PYTHON := $(CURDIR)/$(VENV)/bin/python
-REQUIREMENTS := env/requirements.txt env/requirements-dev.txt
+REQUIREMENTS := env/requirements.txt env/requirements-dev.txt env/requirements-tracking.txt
 # Installed without what they depend on.
 ALONE := env/requirements-benchmarks.txt
 # Named after the content, not the time: a checkout or a copied .venv does not install anew, a changed pin does.
