@@ -28,7 +28,7 @@ CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
 NAME = "lightm_unet_segmentation"
 GUIDES = ("README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
-DOCUMENTS = (*GUIDES, "bundle/docs/data_license.txt", "CHANGELOG.md")
+DOCUMENTS = (*GUIDES, "bundle/docs/integrations.md", "bundle/docs/data_license.txt", "CHANGELOG.md")
 # What `planning` writes when a reader follows the documents.
 PLANNED = re.compile(r"configs/tasks/(?:NAME|mine|my_hippocampus)(?:\.fingerprint)?\.json")
 # Names that pip knows and metadata.json has a field of its own for.
@@ -154,7 +154,7 @@ LOAD = """
 import sys, torch
 from monai.bundle import load
 folder, root = sys.argv[1:]
-network = load({name!r}, bundle_dir=folder, args_file={{"bundle_root": root}}, device="cpu")
+network = load({name!r}, bundle_dir=folder, device="cpu")
 weights = torch.load(root + "/models/model.pt", weights_only=True)
 state = network.state_dict()
 assert state.keys() == weights.keys() and all(torch.equal(state[key], weights[key]) for key in weights)
@@ -163,7 +163,7 @@ print(sys.modules[type(network).__module__].__file__)
 
 
 def test_load_works_from_another_folder_as_documented(bundle_copy: Path, tmp_path: Path) -> None:
-    assert 'args_file={"bundle_root"' in read("bundle/docs/README.md")
+    assert 'load("lightm_unet_segmentation", bundle_dir="BUNDLES")' in read("bundle/docs/README.md")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # In a process of its own: here `scripts` is already imported, from the repository.

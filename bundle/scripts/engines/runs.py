@@ -69,7 +69,7 @@ class Opening:
         self.resume, self.pretrained, self.num_workers = resume, pretrained, num_workers
         self.is_open = False
 
-    def open(self, trainer: Engine) -> None:
+    def prepare(self, trainer: Engine) -> None:
         """All of it.
 
         Raises:
@@ -99,7 +99,7 @@ class OpenFirst:
 
     def __call__(self, engine: Engine) -> None:
         if not self.opening.is_open:
-            self.opening.open(engine)
+            self.opening.prepare(engine)
 
 
 def train(trainer: Engine, opening: Opening) -> None:
@@ -113,7 +113,7 @@ def train(trainer: Engine, opening: Opening) -> None:
         UserError: see Opening.
     """
     try:
-        opening.open(trainer)
+        opening.prepare(trainer)
         run_to_end(trainer)
     finally:
         opening.is_open = False
