@@ -58,6 +58,13 @@ def test_an_epoch_with_mlflow(one_thread: None, tmp_path: Path) -> None:
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["first.json"]
     assert json.loads((tmp_path / "first.json").read_text())["epochs"] == 1
 
+    configs = [str(BUNDLE / f"configs/{name}.json") for name in ("train", "evaluate")]
+    evaluation = {"dataset_dir": str(tmp_path / "data"), "tta": False, "run_name": "scores"}
+    monai.bundle.run("evaluating", config_file=configs, **{**SMALL, **places, **options, **evaluation})
+    classes = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["classes"]
+    (scored,) = (r for r in client.search_runs(experiment.experiment_id) if r.info.run_name == "scores")
+    assert scored.data.metrics == pytest.approx({f"dice_{name}": s["dice"]["mean"] for name, s in classes.items()})
+
 
 def test_monais_trackers_find_the_loss() -> None:
     """Without MLflow: what its handler reads is no tuple."""
