@@ -88,6 +88,12 @@ def postprocessing(job: str) -> str:
     return job_table(record("postprocessing_cpu")["rows"], job)
 
 
+def large_case() -> str:
+    from large_case import table
+
+    return table(record("large_case_cpu")["rows"])
+
+
 def memory_lines() -> str:
     """What planning takes for a train step with 32 filters, and where that was measured."""
     from memory import MEMORY_JSON, lines_table

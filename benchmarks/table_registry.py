@@ -10,6 +10,7 @@ from accuracy_networks import count_parameters
 from accuracy_tables import all_records, comparison_table, dice, fold_table, score_table, size
 from harness import markdown_table
 from speed_tables import (
+    large_case,
     machine,
     memory_lines,
     milliseconds,
@@ -139,4 +140,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "holes": partial(postprocessing, "holes"),
     "surface metrics": partial(postprocessing, "surface"),
     "postprocessing, machine": partial(machine, "postprocessing_cpu"),
+    "large case": large_case,
+    "large case, machine": partial(machine, "large_case_cpu"),
+    "export": partial(table_of, "export", "export_cpu"),
+    "export, machine": partial(machine, "export_cpu"),
 }

@@ -20,7 +20,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "bundle"), str(REPOSITORY / "benchmarks")]
-DOCUMENTS = ("README.md", "benchmarks/README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "bundle/docs/README.md",
+    "bundle/docs/bring_your_own_data.md",
+    "bundle/docs/onnx.md",
+)
 END = "<!-- end of figures -->"
 BLOCK = re.compile(rf"^<!-- figures: (?P<name>.+?) -->\n(?P<body>.*?)^{END}$", flags=re.MULTILINE | re.DOTALL)
 

@@ -26,3 +26,17 @@ def shared_data() -> Path:
     if "LIGHTM_UNET_DATA" not in os.environ:
         pytest.skip("LIGHTM_UNET_DATA is not set")
     return Path(os.environ["LIGHTM_UNET_DATA"])
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> None:
+    """Skips a test where the scan's backend that it takes, or any, cannot run on a GPU."""
+    from scripts.ops.selective_scan import BackendError, choose_backend
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    try:
+        parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+        choose_backend("cuda", parameters.get("backend", "auto"))
+    except BackendError as error:
+        pytest.skip(str(error))

@@ -274,11 +274,20 @@ def test_missing_numba_is_a_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "takes chunked instead; pip install numba" in capsys.readouterr().out
 
 
-def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    installed = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "nibabel" else installed(name))
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """tifffile is known from metadata.json alone."""
+    installed, missing = doctor.installed_version, ("nibabel", "tifffile")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name in missing else installed(name))
     assert doctor.main(["--device", "cpu"]) == 1
-    assert "not installed: pip install nibabel" in capsys.readouterr().out
+    assert "not installed: pip install nibabel tifffile" in capsys.readouterr().out
+
+
+def test_a_broken_bundle_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "METADATA", tmp_path / "metadata.json")
+    assert doctor.main(["--device", "cpu"]) == 1
+    assert "metadata.json cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from .common.atomic_writing import replacing
 from .common.errors import UserError, show_user_errors_plainly
 from .engines.provenance import predicted_cases
 from .images.outputs import check_output_folder, open_folder, refuse_foreign
+from .report.planes import PLANES
 
 __all__ = [
     "crop_box",
@@ -44,7 +45,6 @@ __all__ = [
 
 LABELS = {1: "anterior", 2: "posterior"}
 COLOURS = {1: "#ff8c1a", 2: "#1fb4ff"}
-PLANES = ("sagittal", "coronal", "axial")  # plane i is normal to axis i
 AXIS_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
 # First and last voxel centre of the left box. Its size is the median of the Medical Segmentation Decathlon's
 # hippocampus images (35 x 50 x 36 voxels of 1 mm); its place is where the template correlates best with the

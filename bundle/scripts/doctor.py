@@ -18,6 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .common import BUNDLE_ROOT
+from .common.errors import UserError
+from .common.readable_json import read_json
+
 if TYPE_CHECKING:
     from .ops.selective_scan.check import ScanCheck
 
@@ -27,7 +31,8 @@ __all__ = ["Report", "diagnose", "format_report", "main"]
 
 PYTHONS = ((3, 10), (3, 13))  # first and last supported
 MINIMUM_TORCH = (2, 4)
-REQUIRED = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scikit-image")
+METADATA = BUNDLE_ROOT / "configs/metadata.json"
+CORE = ("torch", "monai", "numpy")  # which have keys of their own in metadata.json
 # Packages that a faster backend needs -> the device it is for.
 OPTIONAL = {"triton": "cuda", "numba": "cpu"}
 HEALTHY, UNHEALTHY, REQUIRED_DOES_NOT_RUN = 0, 1, 3
@@ -68,6 +73,16 @@ class Report:
         if self.required and not self.runs(self.required):
             return REQUIRED_DOES_NOT_RUN
         return HEALTHY if self.healthy else UNHEALTHY
+
+
+def required_packages() -> list[str]:
+    """The packages that the bundle cannot do without: those that metadata.json names, but the optional ones.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    named = read_json(METADATA, advice="get the bundle again").get("required_packages_version", {})
+    return [*CORE, *(name for name in named if name not in OPTIONAL)]
 
 
 def installed_version(package: str) -> str | None:
@@ -178,9 +193,10 @@ def diagnose(device: str | None = None, required: str | None = None) -> Report:
         required: a scan backend that has to run.
     """
     report = Report(versions={"python": platform.python_version()}, required=required)
-    report.versions |= {package: installed_version(package) for package in (*REQUIRED, *OPTIONAL)}
+    required_here = _required_packages(report)
+    report.versions |= {package: installed_version(package) for package in (*required_here, *OPTIONAL)}
     report.warnings = version_warnings(sys.version_info[:2], report.versions["torch"])
-    missing = [package for package in REQUIRED if report.versions[package] is None]
+    missing = [package for package in required_here if report.versions[package] is None]
     if missing:
         report.problems.append(f"not installed: pip install {' '.join(missing)}")
     if "torch" in missing or not _torch_imports(report):
@@ -196,6 +212,14 @@ def diagnose(device: str | None = None, required: str | None = None) -> Report:
         return report
     diagnose_scan(report)
     return report
+
+
+def _required_packages(report: Report) -> list[str]:
+    try:
+        return required_packages()
+    except UserError as error:
+        report.problems.append(str(error))
+        return list(CORE)
 
 
 def _torch_imports(report: Report) -> bool:

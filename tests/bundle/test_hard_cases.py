@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
 import numpy as np
 import pytest
-import torch
 from generators import DataSet, hard_case, write_msd, write_nnunet
 
 from scripts.images.formats import read_raw
@@ -85,15 +83,6 @@ CASES = {
     ),
     "ignored": ("partly_labelled", {}, write_nnunet, None),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def overlay(path: Path, dataset: Path, data: DataSet, settings: dict[str, Any]) -> str:

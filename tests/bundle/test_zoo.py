@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -29,22 +28,17 @@ CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
 NAME = "lightm_unet_segmentation"
 GUIDES = ("README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
-DOCUMENTS = (*GUIDES, "bundle/docs/integrations.md", "bundle/docs/data_license.txt", "CHANGELOG.md")
+DOCUMENTS = (
+    *GUIDES,
+    *(f"bundle/docs/{name}" for name in ("integrations.md", "onnx.md", "data_license.txt")),
+    "CHANGELOG.md",
+)
 # What `planning` writes when a reader follows the documents.
 PLANNED = re.compile(r"configs/tasks/(?:NAME|mine|my_hippocampus)(?:\.fingerprint)?\.json")
 # Names that pip knows and metadata.json has a field of its own for.
 OWN_FIELDS = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 FILTERS = 8  # the smallest width: these tests are about the files, not the size
 GENERATED = ("__pycache__", "*.pyc", "*.pt", "output", "eval", "prediction", "runs", "mlruns", "demo_output")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The tensors here are too small for threads to help, and on a busy machine they hinder."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -10,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.command_line import as_flag, check_ids, from_words, or_none
+from scripts.common.command_line import (
+    as_flag,
+    check_ids,
+    from_words,
+    number_from_zero,
+    or_none,
+    whole_number,
+)
 from scripts.common.errors import UserError, find_user_error
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
@@ -236,3 +244,19 @@ def test_words_become_what_a_parameter_takes() -> None:
     assert build("a", 2, True) == ("a", 2, True, "")
     with pytest.raises(UserError, match="tta must be true or false, not 'maybe'"):
         build(None, tta="maybe")
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "many", "", "²", "1e3"])
+def test_what_is_counted_is_a_whole_number(text: str) -> None:
+    assert whole_number("0") == 0 and whole_number("12", least=1) == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, 0 or more, not "):
+        whole_number(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, 1 or more, not 0"):
+        whole_number("0", least=1)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "nan", "inf", "wide", ""])
+def test_what_is_measured_is_a_finite_number(text: str) -> None:
+    assert number_from_zero("0") == 0 and number_from_zero("2.5") == 2.5
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a distance, not "):
+        number_from_zero(text, "a distance")

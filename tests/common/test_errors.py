@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.common.errors import (
     UserError,
     find_user_error,
+    first_few,
     in_one_line,
     note_file,
     one_line_reason,
@@ -59,6 +60,21 @@ class Failing(Dataset):
 
     def __getitem__(self, index: int) -> None:
         fail(self.error)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "expected"),
+    [
+        ("abc", {"most": 3}, "a, b, c"),
+        ("abcd", {"most": 3}, "a, b, c, …"),
+        ("abcde", {"most": 3, "counted": True}, "a, b, c, … and 2 more"),
+        ("abcd", {"most": 2, "between": "\n  ", "counted": True}, "a\n  b\n  … and 2 more"),
+        (range(7), {}, "0, 1, 2, 3, 4, …"),
+        ((), {"counted": True}, ""),
+    ],
+)
+def test_a_list_of_names_is_shortened_where_it_is_longer_than_asked(names: Any, options: Any, expected: str) -> None:
+    assert first_few(names, **options) == first_few(iter(names), **options) == expected
 
 
 def test_the_innermost_reason_is_shown_and_not_the_wrapper() -> None:
@@ -111,6 +127,7 @@ def test_a_pool_hands_its_reason_on() -> None:
         (RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"), "--num_workers 0"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9 vs 8"), "the disk is full"),
         (OSError("1024 requested and 512 written"), "the disk is full"),
+        (SystemError("<built-in function f> returned NULL without setting an exception"), "because memory ran out"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line_that_says_what_to_do(error: Exception, reason: str) -> None:
@@ -135,6 +152,29 @@ def test_what_goes_wrong_in_a_destructor_is_one_line(
     show_user_errors_plainly()
     HalfMade()
     assert capsys.readouterr().err == "\nwarning: AttributeError: no _shutdown (while cleaning up)\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "lines"),
+    [
+        (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1),
+        (RuntimeError("can't start new thread"), RuntimeError("can't start new thread"), 1),
+        (MemoryError(), AttributeError("no _shutdown"), 2),
+    ],
+)
+def test_what_a_destructor_repeats_is_said_once(
+    first: Exception, later: Exception, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HalfMade:
+        def __del__(self) -> None:
+            raise later
+
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    show_user_errors_plainly()
+    sys.excepthook(type(first), first, None)
+    HalfMade()
+    assert len(capsys.readouterr().err.strip().split("\n\n")) == lines
 
 
 def test_the_file_that_was_being_written_is_named() -> None:

@@ -12,7 +12,8 @@ from scripts.common.run_folder import PREDICTIONS, SUMMARY, RunFolder
 
 SCRIPTS = BUNDLE_ROOT / "scripts"
 HOME = "common/run_folder.py"
-OTHERS = {"data/prepared.py": {"settings.json"}}  # in the cache of prepared cases: another file of that name
+# In the cache of prepared cases: another file of that name.
+OTHERS = {"data/prepared.py": {"settings.json"}, "images/data_folders.py": {"settings.json"}}
 
 
 def names() -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import pytest
 import torch
 from generators import write_image
 
+from scripts.common.case_memory import case_memory
 from scripts.common.errors import UserError
 from scripts.data import preparation
+from scripts.data import prepared as prepared_module
 from scripts.data.augmentation import Augmentation
 from scripts.data.loading import Sample
 from scripts.data.preparation import prepare_cases
 from scripts.data.prepared import PreparedDataset, foreground_locations
 from scripts.data.transforms import Preparation
+from scripts.images.data_folders import cache_folder
 from scripts.images.headers import read_header
 
 LABELS = {"a": 1, "b": 5}
@@ -71,10 +75,45 @@ def test_a_whole_case_is_what_preprocessing_gives(cases: list, tmp_path: Path) -
         assert set(prepared["label"].unique().tolist()) == {0, 1, 2}
 
 
+def test_a_killed_worker_is_named_and_finished_cases_are_kept(cases: list, tmp_path: Path) -> None:
+    def kill(case: Any) -> Any:
+        if "image_3" in case["image"]:
+            time.sleep(0.5)  # the others are done by then
+            os._exit(1)
+        return preprocessing(case)
+
+    training = dataset_of(cases, tmp_path / "cache")
+    preprocessing, training.preprocessing = training.preprocessing, kill
+    with pytest.raises(UserError, match=r"was killed.*fewer --num_workers; the cases that were finished are kept$"):
+        prepare_cases(training, training, num_workers=2)
+    assert len(folders(tmp_path / "cache")) == 3
+
+
+def test_as_many_workers_as_memory_holds(
+    cases: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lightm_unet")
+    counts: list[int] = []
+
+    def prepare(jobs: Any, num_workers: int) -> list[str]:
+        counts.append(num_workers)
+        return []
+
+    monkeypatch.setattr(preparation, "_prepare_all", prepare)
+    one = case_memory((12, 14, 9), (12, 14, 9), 1)
+    for free in (None, 5 * one, 3 * one, one // 2):
+        monkeypatch.setattr(preparation, "free_memory", lambda free=free: free)
+        training = dataset_of(cases, tmp_path / f"cache_{free}")
+        prepare_cases(training, training, num_workers=4)
+    assert counts == [4, 4, 2, 1]
+    assert "2 at once instead of 4, since one takes up to 0 MB of memory and 0 MB are free" in caplog.text
+
+
 def test_cases_are_prepared_once(cases: list, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache), num_workers=2)
     assert len(folders(cache)) == 4 and not list(cache.rglob("*.part"))
+    assert cache_folder(cache / "evaluation") == cache, "nothing else may be written there, see images/outputs.py"
     before = times(cache)
     prepare_cases(dataset_of(cases, cache), dataset_of(cases[:1], cache))
     assert dataset_of(cases, cache)[2]["image"].shape == (1, 12, 14, 9)
@@ -243,7 +282,7 @@ def test_too_little_room_is_said_before_anything_is_written(
 
 def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
     dataset = dataset_of(cases, tmp_path / "cache", spacing=[0.5, 0.5, 0.5])
-    estimate = preparation._estimate(dataset, 0, [0.5, 0.5, 0.5])
+    estimate = preparation._sizes(dataset, 0, [0.5, 0.5, 0.5]).on_disk
     written = sum((dataset.prepare(0) / f"{key}.npy").stat().st_size for key in ("image", "label"))
     assert estimate == pytest.approx(written, rel=0.05)
     assert read_header(cases[0]["image"]) == ([12, 14, 9], [1.0, 1.0, 2.0], 1)
@@ -253,7 +292,7 @@ def test_the_estimate_is_close(cases: list, tmp_path: Path) -> None:
 def test_the_estimate_of_a_volume_of_one_slice(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz", np.zeros((1, 10, 1, 20), np.uint8), np.diag([1, 5, 2, 1]))
     dataset = dataset_of([{"image": str(image), "label": str(image)}], tmp_path / "cache")
-    assert preparation._estimate(dataset, 0, [1, 1]) == 10 * 40 * 3
+    assert preparation._sizes(dataset, 0, [1, 1]).on_disk == 10 * 40 * 3
 
 
 def test_a_folder_that_cannot_be_written(cases: list) -> None:
@@ -313,6 +352,20 @@ def test_foreground_locations() -> None:
     assert np.array_equal(found, foreground_locations(label))
     assert foreground_locations(np.zeros((3, 4))).shape == (3, 0)
     assert foreground_locations(np.full((3, 4), -1)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_locations_are_those_of_a_list_of_all_voxels(ignored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared_module, "BLOCK", 700)
+    label = np.random.default_rng(0).choice([0, 1, 1, 1, 3], (30, 40, 33)).astype(np.int8)
+    label[:2], label[20, 3:9] = -1 if ignored else 0, 4
+    random, expected = np.random.RandomState(1234), []
+    for value in ([0] if ignored else []) + [1, 3, 4]:
+        voxels = np.flatnonzero(label == value if value else label >= 0)
+        if len(voxels) > 10_000:
+            voxels = np.sort(voxels[random.randint(0, len(voxels), 10_000)])
+        expected.append(np.stack([np.full(len(voxels), value), *np.unravel_index(voxels, label.shape)]))
+    assert np.array_equal(foreground_locations(label), np.concatenate(expected, 1))
 
 
 def test_locations_beside_ignored_voxels() -> None:

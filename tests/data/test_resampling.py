@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from scipy.ndimage import map_coordinates
 
+from scripts.data import resampling
 from scripts.data.resampling import resize, resize_label_map, thin_axis
 
 
@@ -39,6 +42,26 @@ def test_labels_keep_their_values_and_volume() -> None:
         share = (resized == value).float().mean() / (label == value).float().mean()
         assert 0.9 < float(share) < 1.1
     assert resize_label_map(label, (20, 20, 20)) is label
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_slabs_change_no_bit(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = torch.randn(2, 9, 12, 7, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)  # as turned
+    whole = resize(volume, (15, 4, 12), order, 1)
+    monkeypatch.setattr(resampling, "SLAB", 30)
+    assert torch.equal(resize(volume, (15, 4, 12), order, 1), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([None, 0, 1, 2]), st.sampled_from([torch.int8, torch.float32]))
+def test_each_class_is_resampled_as_if_it_were_alone(seed: int, nearest: int | None, dtype: torch.dtype) -> None:
+    """Inside its own box: what is outside has no share of it."""
+    rng = np.random.default_rng(seed)
+    old, new = rng.integers(1, 12, 3).tolist(), rng.integers(1, 14, 3).tolist()
+    label = torch.from_numpy(rng.choice([0, 0, 0, 0, 1, 7, -1], old)).to(dtype)[None]
+    values = torch.unique(label)
+    shares = torch.cat([resize((label == value).float(), new, 1, nearest) for value in values])
+    assert torch.equal(resize_label_map(label, new, nearest)[0], values[shares.argmax(dim=0)])
 
 
 def test_thin_axis() -> None:

@@ -235,3 +235,19 @@ def test_image_dims() -> None:
 def test_rgb_is_of_8_bits() -> None:
     with pytest.raises(UserError, match='normalization "rgb" divides by 255, but an image holds 4000'):
         Normalized(["image"], ["rgb"])({"image": torch.full((1, 2, 2), 4000.0)})
+
+
+@pytest.mark.parametrize(
+    "scheme", ["zscore", "zscore_nonzero", "none", {"ct": dict(lower=-90, upper=99.5, mean=3, std=7)}]
+)
+def test_small_integers_are_normalised_as_the_floats_that_they_are(scheme: Any) -> None:
+    values = torch.randint(-100, 100, (2, 5, 6, 7), generator=torch.Generator().manual_seed(0))
+    turned = values.short().permute(0, 3, 1, 2)
+    before, floats = turned.clone(), turned.float()
+    (first,), (second,) = (Normalized(["image"], [scheme] * 2)({"image": image}).values() for image in (turned, floats))
+    assert first.dtype == torch.float32 and torch.equal(first, second) and torch.equal(turned, before)
+    assert torch.equal(floats, before.float()), "the image is left alone"
+    if scheme == "zscore_nonzero":
+        voxels = floats[0][floats[0] != 0]
+        expected = (floats[0] - voxels.mean()) / voxels.std(correction=0)
+        assert torch.equal(first[0], expected.where(floats[0] != 0, torch.tensor(0.0)))

@@ -72,7 +72,7 @@ def test_does_nothing_on_a_cpu(enabled: bool | str) -> None:
 
 
 def test_a_word_that_is_no_flag() -> None:
-    with pytest.raises(UserError, match="cuda_graph must be true or false, not 'perhaps'"):
+    with pytest.raises(UserError, match="enabled must be true or false, not 'perhaps'"):
         RecordCudaGraph("perhaps", 1, (16, 16), 2)
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.inferers import SimpleInferer, SlidingWindowInferer
 
 from scripts.common.errors import UserError
 from scripts.engines.ensemble import Ensemble, checkpoint_paths, load_checkpoints, with_ensemble
-from scripts.engines.inferers import FlipTTAInferer
+from scripts.engines.inferers import InSlabs, sliding_window
 from scripts.networks import LightMUNet
 
 
@@ -36,26 +35,43 @@ def checkpoints(tmp_path: Path) -> list[str]:
 @torch.no_grad()
 def test_equals_the_mean_of_single_predictions(checkpoints: list[str]) -> None:
     image = torch.randn(1, 1, 24, 16)
-    window = FlipTTAInferer(SlidingWindowInferer((16, 16), overlap=0.5, mode="gaussian"), [1])
+    window = sliding_window([16, 16], tta=True, mirror_axes=[1], sw_batch_size=2)
     expected = torch.stack([window(image, network(seed)) for seed in range(3)]).mean(0)
     ensemble, own = with_ensemble(window, checkpoints), network(9)
     for _ in range(2):  # the second case starts from the last one's weights
         torch.testing.assert_close(ensemble(image, own), expected)
+        (lazy,) = InSlabs(ensemble)(image, own)
+        torch.testing.assert_close(torch.cat(list(lazy.slabs()), dim=1).movedim(1, lazy.axis + 1), expected[0])
+
+
+@torch.no_grad()
+def test_each_checkpoint_counts_in_half_precision(checkpoints: list[str]) -> None:
+    """Autocast keeps the weights that it converted, also where others took their place meanwhile."""
+    image = torch.randn(1, 1, 16, 16)
+    window = sliding_window([16, 16])
+    single = [network(seed).requires_grad_(True) for seed in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = with_ensemble(window, checkpoints)(image, network(9))
+    each = []
+    for member in single:
+        with torch.autocast("cpu", torch.bfloat16):
+            each.append(window(image, member))
+    torch.testing.assert_close(result, torch.stack(each).mean(0))
 
 
 def test_half_precision_is_added_in_single(checkpoints: list[str]) -> None:
-    class Halves(SimpleInferer):
-        def __call__(self, inputs: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-            return inputs.bfloat16()
+    class Halves(LightMUNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.bfloat16()
 
-    image = torch.rand(1, 1, 4, 4)
-    logits = Ensemble(Halves(), checkpoints)(image, network(0))
+    image = torch.rand(1, 1, 16, 16)
+    logits = Ensemble(sliding_window([16, 16]), checkpoints)(image, Halves(2, 1, 3, init_filters=8))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, image.bfloat16().float())
 
 
 def test_one_checkpoint_is_no_ensemble(checkpoints: list[str]) -> None:
-    inferer = SimpleInferer()
+    inferer = sliding_window([16, 16])
     assert with_ensemble(inferer, checkpoints[0]) is inferer and with_ensemble(inferer, checkpoints[:1]) is inferer
     assert isinstance(with_ensemble(inferer, checkpoints[:2]), Ensemble)
 

@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.common.errors import UserError
-from scripts.engines.handlers import EpochLog, OutputAsList, ValidationScores
+from scripts.engines.handlers import EpochLog, OutputAsList, TensorBoard, ValidationScores
 
 
 def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> None:
@@ -75,3 +75,12 @@ def test_an_undefined_score_leaves_the_moving_average_as_it_was() -> None:
         evaluator.fire_event(Events.EPOCH_COMPLETED)
         averages.append(evaluator.state.metrics["ema_pseudo_dice"])
     assert math.isnan(averages[0]) and averages[1:] == pytest.approx([0.5, 0.5, 0.51])
+
+
+def test_tensorboard_writes_nothing_until_there_is_something(tmp_path: Path) -> None:
+    folder = tmp_path / "run/tensorboard"
+    writer = TensorBoard(str(folder))
+    assert not hasattr(writer, "__anything__") and not folder.exists()
+    writer.add_scalar("loss", 0.5, 1)
+    writer.flush()
+    assert list(folder.iterdir())

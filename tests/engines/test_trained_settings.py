@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from scripts.common.errors import UserError
-from scripts.engines.trained_settings import as_trained
+from scripts.engines import trained_settings
 
 CONFIGS = Path(__file__).parents[2] / "bundle/configs"
 
@@ -28,6 +29,10 @@ def overlay(tmp_path: Path) -> Path:
     return tmp_path / "task.json"
 
 
+def patch_size(value: list[int], checkpoint: str | list[str], overlays: Sequence[Path] = ()) -> list[int]:
+    return trained_settings.as_trained({"patch_size": value}, checkpoint, overlays)["patch_size"]
+
+
 def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setitem(
         sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="monai.bundle.__main__"))
@@ -40,35 +45,35 @@ def test_of_training_unless_typed(
 ) -> None:
     trained = weights(tmp_path / "run", patch_size=[16, 24])
     command_line(monkeypatch)
-    assert as_trained("patch_size", [32, 32], trained) == [16, 24]
-    assert as_trained("patch_size", [32, 32], str(tmp_path / "model.pt")) == [32, 32], "nothing beside these weights"
-    assert as_trained("patch_size", [32, 32], weights(tmp_path / "old")) == [32, 32]
+    assert patch_size([32, 32], trained) == [16, 24]
+    assert patch_size([32, 32], str(tmp_path / "model.pt")) == [32, 32], "nothing beside these weights"
+    assert patch_size([32, 32], weights(tmp_path / "old")) == [32, 32]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     for words in (["--patch_size", "[32,32]"], ["--patch_size=[32,32]"], ["--patch-size", "[32,32]"]):
         command_line(monkeypatch, *words)
-        assert as_trained("patch_size", [32, 32], trained) == [32, 32]
+        assert patch_size([32, 32], trained) == [32, 32]
         (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert "patch_size [32, 32] is used as typed" in warning and f"{trained} with [16, 24]" in warning
         caplog.clear()
     (tmp_path / "args.json").write_text('{"patch_size": [32, 32]}')
     command_line(monkeypatch, "--args_file", str(tmp_path / "args.json"))
-    assert as_trained("patch_size", [32, 32], trained) == [32, 32]
+    assert patch_size([32, 32], trained) == [32, 32]
 
 
 def test_without_a_command_line(tmp_path: Path, overlay: Path) -> None:
     """In a notebook: what no overlay says was given."""
     trained = weights(tmp_path / "run", patch_size=[16, 24])
-    assert as_trained("patch_size", [32, 32], trained, [tmp_path / "none.json", overlay]) == [16, 24]
-    assert as_trained("patch_size", [64, 64], trained, [overlay]) == [64, 64]
+    assert patch_size([32, 32], trained, [tmp_path / "none.json", overlay]) == [16, 24]
+    assert patch_size([64, 64], trained, [overlay]) == [64, 64]
 
 
 def test_weights_that_were_trained_differently(tmp_path: Path, overlay: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = [weights(tmp_path / "a", patch_size=[16, 24]), weights(tmp_path / "b", patch_size=[32, 32])]
     command_line(monkeypatch)
     with pytest.raises(UserError, match=r"trained with different values of patch_size .*give one with --patch_size"):
-        as_trained("patch_size", [32, 32], pair)
+        patch_size([32, 32], pair)
     command_line(monkeypatch, "--patch_size", "[32,32]")
-    assert as_trained("patch_size", [32, 32], pair) == [32, 32]
+    assert patch_size([32, 32], pair) == [32, 32]
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
@@ -76,7 +81,7 @@ def test_a_broken_settings_file_is_named(tmp_path: Path, content: str) -> None:
     trained = weights(tmp_path / "run")
     (tmp_path / "run/settings.json").write_text(content)
     with pytest.raises(UserError, match=r"run/settings\.json "):
-        as_trained("patch_size", [32, 32], trained)
+        patch_size([32, 32], trained)
 
 
 @pytest.mark.parametrize("files", [["inference.json"], ["train.json", "evaluate.json"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_a_broken_file_is_said_to_be(tmp_path: Path, content: str) -> None:
     ) as caught:
         load_weights(network(), file)
     assert "weights_only" not in str(caught.value), "PyTorch advises to trust the file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's /proc and its limits")
+def test_weights_are_not_blamed_when_memory_runs_out(tmp_path: Path) -> None:
+    import resource
+
+    file = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(64 << 20, dtype=torch.uint8)}, file)
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), before[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.pt cannot be read: memory ran out: close other programs"):
+            load_weights(network(), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def data(tmp_path: Path) -> Path:
     touch(root / "own/scans/day_1/a.png", root / "own/masks/a.png")
     content = {"training": [{"image": "./scans/day_1/a.png", "label": "masks\\a.png"}], "test": ["./more/b.png"]}
     (root / "own/dataset.json").write_text(json.dumps(content))
+    touch(tmp_path / "cache/files/a-0123456789ab.json", tmp_path / "cache/0123456789ab/settings.json")
+    touch(tmp_path / "no_cache/files/a.json", tmp_path / "no_cache/settings.json")
     touch(root / "flat/a.png", root / "flat/a_mask.png", root / "bare/labelsTr/a.nii.gz", root / "bare/notes.txt")
     (root / "flat/dataset.json").write_text(json.dumps({"training": [{"image": "a.png", "label": "a_mask.png"}]}))
     (tmp_path / "link").symlink_to(root / "msd/labelsTr")
@@ -52,8 +54,11 @@ def data(tmp_path: Path) -> Path:
         ("data/own/scans/day_1/out", "holds the images or labels of a data set"),
         ("data/own/more", "holds the images or labels of a data set"),
         ("data/flat", "holds the images or labels of a data set"),
-        ("data/bare/notes.txt", "is a file; give a folder"),
-        ("data/bare/notes.txt/out", "is a file; give a folder"),
+        ("cache", "cache holds prepared cases and may be deleted"),
+        ("cache/evaluation", "cache holds prepared cases and may be deleted"),
+        ("cache/0123456789ab/deeper/still", "cache holds prepared cases and may be deleted"),
+        ("data/bare/notes.txt", "is a file, not a folder"),
+        ("data/bare/notes.txt/out", "is a file, not a folder"),
         ("loop/out", "cannot write to"),
         ("n" * 300, "File name too long"),
         ("a\0b", "cannot write to"),
@@ -84,6 +89,7 @@ def test_no_place_at_all_is_refused(folder: str | None) -> None:
         "data/labelsTr_predicted",
         "new/labelsTr",
         "it's my folder, 2024",
+        "no_cache/out",
     ],
 )
 def test_places_that_are_free(data: Path, folder: str) -> None:
@@ -97,6 +103,12 @@ def test_a_folder_of_predictions_may_be_called_like_a_data_set_s(tmp_path: Path)
     """As one that makes a new data set of predictions does; it must be possible to go on with it."""
     touch(tmp_path / "labelsTr/a.nii.gz", tmp_path / "labelsTr/predictions.json")
     check_output_folder(tmp_path / "labelsTr", "--output_dir")
+
+
+def test_only_a_cache_goes_where_a_cache_is(data: Path) -> None:
+    assert check_output_folder(data / "cache", "--cache_dir") == data / "cache"
+    with pytest.raises(UserError, match="cache holds prepared cases"):
+        check_output_file(data / "cache/rules.json", "--output")
 
 
 def test_nothing_goes_among_the_inputs(data: Path) -> None:

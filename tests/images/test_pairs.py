@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from scripts.common.errors import UserError
+from scripts.images.label_names import values_in
 from scripts.images.pairs import files_by_case, pair_files, physical_spacing, read_label_map, read_pair
 from scripts.images.task import Task
 
@@ -90,3 +91,13 @@ def test_pictures_have_no_spacing(tmp_path: Path) -> None:
     picture = MetaTensor(torch.zeros(1, 4, 6), meta={"spacing_known": False})
     volume = MetaTensor(torch.zeros(1, 4, 6, 2), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
     assert physical_spacing(picture) is None and physical_spacing(volume) == pytest.approx([2, 3, 4])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "i4", "f4"])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (4, 6), (5,)])
+def test_values_of_a_label_map(dtype: str, shape: tuple[int, ...]) -> None:
+    values = [0, 3, 127, *([200, 255] if dtype == "u1" else [-7]), *([300] if "2" in dtype else [])]
+    values = [value for value in values if value >= 0 or "u" not in dtype]
+    array = np.resize(np.array(values).astype(dtype), shape)
+    assert values_in(array).tolist() == np.unique(array).tolist()
+    assert values_in(np.asfortranarray(array)).tolist() == np.unique(array).tolist()

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from scripts.metrics import components as components_module
+from scripts.metrics import slabs
 from scripts.metrics.components import find_components, find_holes, keep_components
 
 SHAPES = [(6, 7), (4, 5, 6)]
@@ -26,6 +28,24 @@ def test_components_are_scipys(label_map: np.ndarray, fortran: bool) -> None:
         assert len(own) == count
         assert sorted(components.sizes[own]) == sorted(np.bincount(expected.ravel())[1:])
     assert components.sizes[1:].sum() == (label_map > 0).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(maps, st.booleans())
+def test_large_label_maps_have_the_same_components(label_map: np.ndarray, as_mask: bool) -> None:
+    """Class by class, and in slabs of a few voxels."""
+    label_map = label_map > 0 if as_mask else label_map
+    whole, holes = find_components(label_map), find_holes(label_map)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components_module, "ONE_PASS", 0)
+        patch.setattr(slabs, "SLAB", 8)
+        large, kept = find_components(label_map), np.random.default_rng(0).random(len(whole.sizes)) < 0.5
+        assert np.array_equal(find_holes(label_map), holes)
+        order = np.argsort(whole.values, kind="stable")  # one class after the other, each in raster order
+        assert np.array_equal(whole.sizes[order], large.sizes) and np.array_equal(whole.values[order], large.values)
+        assert np.array_equal(np.argsort(order)[whole.numbers], large.numbers)
+        cleaned = keep_components(label_map, large, kept[order])
+    assert np.array_equal(keep_components(label_map, whole, kept), cleaned)
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
+from gpu import HAS_GPU
 from torch import Tensor
 
 from scripts.ops import fused
 
-HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
 needs_kernels = pytest.mark.skipif(

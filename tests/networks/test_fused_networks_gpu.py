@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from layer_checks import HAS_GPU, float64_copy, normal, relative_error, run
+from gpu import on_gpu
+from layer_checks import float64_copy, normal, relative_error, run
 from torch import Tensor
 
 from scripts.networks import LightMUNet, fused_vss
 from scripts.networks.fused_vss import fused_vss_layer, unavailable
 from scripts.networks.vss import VSSLayer
 from scripts.ops import fused
-from scripts.ops.selective_scan import BackendError, choose_backend
 
 BACKENDS = ("cuda", "triton")
 
@@ -24,22 +23,6 @@ BACKENDS = ("cuda", "triton")
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TF32, in which PyTorch's own convolutions are far from float64."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture
-def runs(request: pytest.FixtureRequest) -> None:
-    if not HAS_GPU:
-        pytest.skip("no CUDA device")
-    try:
-        parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-        choose_backend("cuda", parameters.get("backend", "auto"))
-    except BackendError as error:
-        pytest.skip(str(error))
-
-
-def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
-    """Marks a test of whole networks; it is skipped where its backend, if it takes one, cannot run."""
-    return pytest.mark.gpu(pytest.mark.usefixtures("runs")(test))
 
 
 def network(dims: int, filters: int, backend: str = "auto", **arguments: Any) -> LightMUNet:

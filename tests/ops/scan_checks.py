@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.ops.selective_scan import selective_scan
+from scripts.ops.selective_scan import backend_report, selective_scan
 
+PARITY = Path(__file__).resolve().parents[1] / "parity" / "selective_scan.npz"
+# "triton" computes in float32 only, and on a CPU in an interpreter: it has tests of its own, test_triton_gpu.py.
+ON_CPU = [name for name, reason in backend_report("cpu").items() if reason is None and name != "triton"]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
@@ -70,3 +76,21 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str =
     """Values agree up to `tolerance` times the largest."""
     error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)
     assert error <= tolerance, f"{name}: relative error {error:.1e} > {tolerance:.0e}"
+
+
+def assert_parity_with_the_authors_scan(backend: str, device: str = "cpu") -> None:
+    """Output, last state and gradients are those that mamba_ssm's CUDA scan gave."""
+    with np.load(PARITY) as file:
+        arrays = {name: torch.from_numpy(file[name]).to(device) for name in file.files}
+    # The file is (batch, channels, length); its last state is (batch, channels, state), as ours.
+    data = {
+        name: array.transpose(1, 2) if array.dim() == 3 and name != "last_state" else array
+        for name, array in arrays.items()
+    }
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    leaves = {name: data[name].clone().requires_grad_() for name in names}
+    y, last_state = scan(leaves, backend)
+    assert_close(y, data["y"], 1e-4, "y")
+    assert_close(last_state, data["last_state"], 1e-4, "last state")
+    for name, gradient in zip(names, torch.autograd.grad(y, list(leaves.values()), data["y_grad"]), strict=True):
+        assert_close(gradient, data[f"grad_{name}"], 1e-3, name)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from scan_checks import OPTIONAL, assert_close, gradients, make_inputs, scan
+from scan_checks import (
+    ON_CPU,
+    OPTIONAL,
+    assert_close,
+    assert_parity_with_the_authors_scan,
+    gradients,
+    make_inputs,
+    scan,
+)
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scripts.ops.selective_scan import BackendError, backend_report, choose_backend, chunked, cuda_gpu, selective_scan
+from scripts.ops.selective_scan import BackendError, chunked, selective_scan
 
-PARITY = Path(__file__).resolve().parents[1] / "parity" / "selective_scan.npz"
-# "triton" computes in float32 only, and on a CPU in an interpreter: it has tests of its own, test_triton_gpu.py.
-ON_CPU = [name for name, reason in backend_report("cpu").items() if reason is None and name != "triton"]
 FASTER = [name for name in ON_CPU if name != "naive"]
 TILE = 32  # positions in a tile of `small_tiles`, with 4 steps a chunk
 
@@ -216,20 +218,7 @@ def test_gradients_are_bit_reproducible(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["naive", *FASTER])
 def test_parity_with_the_cuda_scan(backend: str) -> None:
-    with np.load(PARITY) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    # The file is (batch, channels, length); its last state is (batch, channels, state), as ours.
-    data = {
-        name: array.transpose(1, 2) if array.dim() == 3 and name != "last_state" else array
-        for name, array in arrays.items()
-    }
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    leaves = {name: data[name].clone().requires_grad_() for name in names}
-    y, last_state = scan(leaves, backend)
-    assert_close(y, data["y"], 1e-4, "y")
-    assert_close(last_state, data["last_state"], 1e-4, "last state")
-    for name, gradient in zip(names, torch.autograd.grad(y, list(leaves.values()), data["y_grad"]), strict=True):
-        assert_close(gradient, data[f"grad_{name}"], 1e-3, name)
+    assert_parity_with_the_authors_scan(backend)
 
 
 # --- dtypes, tracing, memory ---
@@ -302,74 +291,3 @@ def test_memory_is_proportional_to_the_length() -> None:
     # u, delta, z; B and C; the tiles' start states. With the states it would be 16 such sequences more.
     assert saved_bytes(length, state=16) < 6 * one_sequence
     assert saved_bytes(2 * length, state=16) < 2.1 * saved_bytes(length, state=16)
-
-
-# --- errors and the choice of backend ---
-
-
-@pytest.mark.parametrize("name", ["delta", "A", "B", "C", *OPTIONAL])
-def test_wrong_shape_names_the_argument(name: str) -> None:
-    inputs = make_inputs()
-    inputs[name] = torch.cat([inputs[name], inputs[name]], dim=0)
-    with pytest.raises(ValueError, match=rf"^{name}: expected shape \(.*\), got \({inputs[name].shape[0]}"):
-        selective_scan(**inputs)
-
-
-def test_wrong_number_of_dimensions() -> None:
-    inputs = make_inputs()
-    with pytest.raises(ValueError, match=r"^u: expected shape \(batch, length, channels\), got \(40, 3\)"):
-        selective_scan(**{**inputs, "u": inputs["u"][0]})
-    with pytest.raises(ValueError, match=r"^A: expected shape \(channels, state\), got \(3,\)"):
-        selective_scan(**{**inputs, "A": inputs["A"][:, 0]})
-
-
-def test_empty_sequence_integers_and_mixed_devices() -> None:
-    for size in ("batch", "length", "channels"):
-        with pytest.raises(ValueError, match=r"^u: expected a length of at least 1, and a batch and channels"):
-            selective_scan(**make_inputs(**{size: 0}))
-    inputs = make_inputs()
-    with pytest.raises(ValueError, match=r"^u: expected a floating point dtype, got torch.int64"):
-        selective_scan(**{**inputs, "u": inputs["u"].long()})
-    with pytest.raises(ValueError, match=r"^B: expected on cpu like u, got on meta"):
-        selective_scan(**{**inputs, "B": inputs["B"].to("meta")})
-
-
-def test_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = backend_report("cpu")
-    assert report["chunked"] is None and report["naive"] is None
-    assert choose_backend("cpu") == ON_CPU[0]
-    assert choose_backend("cpu", "naive") == "naive"
-    with pytest.raises(BackendError, match=r"unknown selective scan backend 'fast'.*chunked"):
-        selective_scan(**make_inputs(), backend="fast")
-    monkeypatch.setattr(chunked, "unavailable", lambda device: "no reason at all")
-    with pytest.raises(BackendError, match=r"'chunked' cannot run on cpu: no reason at all"):
-        selective_scan(**make_inputs(), backend="chunked")
-    assert backend_report("cpu")["chunked"] == "no reason at all"
-    assert choose_backend("cpu") != "chunked"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["chunked", "mamba_ssm"])
-@pytest.mark.parametrize(("batch", "length", "channels"), [(2, 1, 8), (3, 4097, 24), (2, 70000, 64)])
-def test_on_the_gpu(backend: str, batch: int, length: int, channels: int) -> None:
-    if reason := backend_report("cuda")[backend] if torch.cuda.is_available() else "no CUDA device":
-        pytest.skip(reason)
-    optional = ("D", "z", "delta_bias")
-    inputs = make_inputs(batch, length, channels, 16, optional, dtype=torch.float32)
-    cuda = {name: tensor.cuda() for name, tensor in inputs.items()}
-    exact = {name: tensor.double() for name, tensor in inputs.items()}
-    for actual, expected in zip(scan(cuda, backend), scan(exact, "chunked"), strict=True):
-        assert_close(actual.cpu(), expected, 1e-5)
-    if backend == "mamba_ssm":
-        return  # no gradient for the last state, which `gradients` uses; the network's test covers the others
-    expected_gradients = gradients(exact, "chunked")  # exact to naive on the CPU, tested above
-    first, again = gradients(cuda, backend), gradients(cuda, backend)
-    for name, actual in first.items():
-        assert_close(actual.cpu(), expected_gradients[name], 1e-4, name)
-        assert torch.equal(actual, again[name])
-
-
-def test_auto_heeds_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_gpu, "unavailable", lambda device: None)
-    assert choose_backend("cpu") == "cuda"
-    assert choose_backend("cpu", dtype=torch.float64) == ON_CPU[0]

@@ -92,6 +92,15 @@ CROSS_VALIDATION = {
     "resume": ("true",),
     "no_such_id": ("3",),
 }
+EXPORT = {
+    "checkpoint": ("/nowhere/model.pt", "[]", "[a.pt,b.pt]"),
+    "config_file": ("/nowhere/task.json",),
+    "output": ("/proc/net.onnx", "/proc/nowhere/net.onnx", "net.pt", "net"),
+    "patch_size": NETWORK["patch_size"],
+    "conv_stages": ("4", "-1", "some"),
+    "overlap": SHARE,
+    "no_such_id": ("3",),
+}
 DETERMINE = {
     "predictions": ("/nowhere",),
     "labels": ("/nowhere",),
@@ -129,6 +138,7 @@ def scenarios(ground: Ground) -> Iterator[Scenario]:
     yield from _each("evaluation", evaluation, {key: INFERENCE[key] for key in ("tta", "overlap", "checkpoint")})
     yield from _each("inference", samples.inference(overlay, images, out, ground.weights), INFERENCE)
     yield from _each("planning", samples.planning(ground.volumes, out / "plan.json"), PLANNING)
+    yield from _each("export", samples.export(overlay, ground.weights, out / "net.onnx"), EXPORT)
     yield from _each("determine", samples.determine(overlay, ground.predictions, labels, out), DETERMINE)
     yield from _each("apply", samples.apply(ground.predictions, ground.rules, out), APPLY)
     yield from _each("report", samples.report(overlay, ground.predictions, ground.volumes, out), REPORT)

@@ -104,6 +104,11 @@ def cross_validation(overlay: Path, root: Path, cache: Path, *more: str) -> Word
     return ["scripts.cross_validation", *_files("train.json", overlay)[:2], *options, "--folds", "0", "1", *more]
 
 
+def export(overlay: Path, weights: Path, output: Path, *more: str) -> Words:
+    files = _files("inference.json", overlay)[:2]
+    return ["scripts.export", *files, "--checkpoint", str(weights), "--output", str(output), *more]
+
+
 def determine(overlay: Path, predictions: Path, labels: Path, rules: Path, *more: str) -> Words:
     words = ["scripts.postprocessing", "determine", "--predictions", str(predictions), "--labels", str(labels)]
     return [*words, "--config_file", str(overlay), "--allow_missing", "--output", str(rules), "--workers", "0", *more]

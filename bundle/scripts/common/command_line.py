@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import difflib
@@ -9,6 +10,7 @@ import functools
 import inspect
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +31,11 @@ __all__ = [
     "check_words",
     "differing",
     "from_words",
+    "number_from_zero",
     "option_values",
     "or_none",
     "start",
+    "whole_number",
 ]
 
 Result = TypeVar("Result")
@@ -188,6 +192,35 @@ def from_words(function: Callable[..., Result]) -> Callable[..., Result]:
         return function(*(typed(*pair) for pair in named), **{name: typed(name, kwargs[name]) for name in kwargs})
 
     return with_types
+
+
+def whole_number(text: str, least: int = 0) -> int:
+    """The type of an argparse option that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no whole number, or a smaller one.
+    """
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text}")
+    return int(text)
+
+
+def number_from_zero(text: str, expected: str = "a number from 0") -> float:
+    """The type of an argparse option that measures something.
+
+    Args:
+        expected: what the message says that it must be.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no number, or one below 0 or infinite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {expected}, not {text}")
+    return value
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -7,15 +7,50 @@ import io
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
-from .root_causes import causes, known_reason, note_file, root_cause
+from .root_causes import causes, known_reason, lack_of_memory, note_file, root_cause
 
-__all__ = ["UserError", "find_user_error", "in_one_line", "note_file", "one_line_reason", "show_user_errors_plainly"]
+__all__ = [
+    "UserError",
+    "cannot_write",
+    "find_user_error",
+    "first_few",
+    "in_one_line",
+    "note_file",
+    "one_line_reason",
+    "show_user_errors_plainly",
+]
 
 
 class UserError(ValueError):
     """Something the user can put right. The message names the file or key, what is wrong and what to do."""
+
+
+def cannot_write(place: Any, reason: str | None, option: str) -> UserError:
+    """The error of a folder or file that cannot be written.
+
+    Args:
+        place: as it was typed.
+        reason: what the system says, or what stands there.
+        option: that names another place, such as "--output_dir".
+    """
+    return UserError(f"cannot write to {place}: {reason}; give another {option}")
+
+
+def first_few(names: Iterable[Any], most: int = 5, between: str = ", ", counted: bool = False) -> str:
+    """A list of names as a message shows it: ``a, b, …``.
+
+    Args:
+        most: so many are shown.
+        counted: whether the end says how many are left out.
+    """
+    shown = list(map(str, names))
+    left_out = len(shown) - most
+    end = [] if left_out < 1 else [f"… and {left_out} more" if counted else "…"]
+    return between.join(shown[:most] + end)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -44,8 +79,9 @@ def in_one_line(error: BaseException) -> str:
 def show_user_errors_plainly() -> None:
     """Make an uncaught error that is not a mistake of ours print its reason alone, and Ctrl-C a word; the exit status
     is 1 as for every other error, which keeps its traceback. What goes wrong after the fact, in a destructor, is a
-    line too. What an output cannot encode is written escaped.
+    line too, unless it is the same again, or memory again. What an output cannot encode is written escaped.
     """
+    said = ""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         try:
@@ -55,6 +91,8 @@ def show_user_errors_plainly() -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted", file=sys.stderr)
         elif reason:
+            nonlocal said
+            said = reason
             print(f"\nerror: {reason}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
@@ -66,8 +104,10 @@ def show_user_errors_plainly() -> None:
             threading.__excepthook__(failed)
 
     def ignored_hook(failed: sys.UnraisableHookArgs) -> None:  # of an object that is taken down half-made
-        if failed.exc_value is not None:
-            print(f"\nwarning: {in_one_line(failed.exc_value)} (while cleaning up)", file=sys.stderr)
+        if failed.exc_value is None or ((again := lack_of_memory(failed.exc_value)) and again in said):
+            return
+        if (reason := in_one_line(failed.exc_value)) != said:
+            print(f"\nwarning: {reason} (while cleaning up)", file=sys.stderr)
 
     sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, ignored_hook
     for stream in (sys.stdout, sys.stderr):  # a Windows code page cannot hold every name

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["Cause", "causes", "known_reason", "note_file", "root_cause"]
+__all__ = ["Cause", "causes", "known_reason", "lack_of_memory", "note_file", "root_cause"]
 
 TRACEBACK = "Traceback (most recent call last):\n"
 _BETWEEN = re.compile(r"\n\n(?:The above exception was the direct cause|During handling of the above exception)")
@@ -59,7 +59,10 @@ _SAYINGS = {
     r"shared memory|unable to write to file </torch_|torch_shm_manager": _SHARED_MEMORY,
     r"DataLoader worker .*(killed by signal|exited unexpectedly)": "a loader worker was killed, most likely because "
     "memory ran out: take fewer --num_workers",
+    r"Error -4 while": _MEMORY,  # zlib's
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|bad_alloc|Unable to alloc|annot allocate": _MEMORY,
+    r"without setting an exception|error return without exception set": "a library failed and did not say why, most "
+    "likely because memory ran out: take fewer --num_workers, a smaller patch or image",
     r"received 0 items of ancdata|[Tt]oo many open files": _FILES,
     r"can't start new thread": "the system allows no more threads, or has no memory for them: take fewer "
     "--num_workers, or allow more with ulimit -u",
@@ -123,6 +126,11 @@ def known_reason(error: BaseException) -> str | None:
     if file is None:
         return f"{_library(cause)}{reason}"
     return reason if file in reason else f"{file} cannot be written: {reason}"
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What to do if it was memory that ran out, which readers of files wrap like errors of a broken file; else None."""
+    return _MEMORY if any(_MEMORY in (_of_machine(cause, None) or "") for cause in causes(error)) else None
 
 
 def note_file(error: BaseException | None, path: str | Path) -> None:

@@ -1,22 +1,30 @@
-"""Work on many cases in several processes, with a progress bar; and processes that end with the one they work for."""
+"""Work on many cases in several processes, with a progress bar; and processes that end with the one they work for.
+
+Cases are handed out and results come back through pipes, one a process, and nothing else. An executor and PyTorch's
+loader add threads and queues: where memory runs out as such a thread starts, or as it packs what it was given, the case
+or its result is lost and everything waits for ever. The start of tqdm's monitor, a thread too, may never return either.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from .errors import UserError, one_line_reason
+from .errors import UserError, first_few, one_line_reason
 
 __all__ = [
     "STARTED_BY",
@@ -25,6 +33,7 @@ __all__ = [
     "end_children_with_this_process",
     "end_with_cross_validation",
     "end_with_starter",
+    "in_processes",
     "map_cases",
 ]
 
@@ -33,6 +42,7 @@ Result = TypeVar("Result")
 
 MOST_LISTED = 50
 STARTED_BY = "LIGHTM_UNET_STARTED_BY"  # environment variable: the process of the cross-validation
+tqdm.monitor_interval = 0  # no thread that looks after bars
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in Linux's sys/prctl.h
 _forking: int | None = None  # the process that forks, once its children are to end with it
 
@@ -61,39 +71,126 @@ def map_cases(
     """
     workers = default_workers() if workers is None else workers
     problems: list[UserError] = []
-    outcomes = _outcomes(partial(_attempt, function), items, workers)
+    outcomes = in_processes(partial(_attempt, function), items, workers)
     for outcome in tqdm(outcomes, description, len(items), unit="case", disable=None):
         if isinstance(outcome, UserError):
             problems.append(outcome)
         else:
             yield outcome
     if problems:
-        shown = [str(problem) for problem in problems[:MOST_LISTED]]
-        more = len(problems) - len(shown)
-        lines = shown + ([f"… and {more} more"] if more else [])
-        raise UserError(f"{len(problems)} of {len(items)} cases cannot be used:\n  " + "\n  ".join(lines))
+        lines = first_few(problems, MOST_LISTED, "\n  ", counted=True)
+        raise UserError(f"{len(problems)} of {len(items)} cases cannot be used:\n  {lines}")
 
 
-def _outcomes(
-    function: Callable[[Item], Result | UserError], items: Sequence[Item], workers: int
-) -> Iterator[Result | UserError]:
+def in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, option: str = "--workers"
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item, in order, as the results come.
+
+    Args:
+        function: can be pickled where processes are not forked; returns something small.
+        items: small.
+        workers: processes; fewer than 2 processes or items are worked on in this one.
+        option: by which a user sets their number.
+
+    Raises:
+        UserError: a process was killed, or ended because it had no memory.
+        Exception: what the function raised, with the other process's traceback as its cause.
+    """
     workers = min(workers, len(items))
     if workers < 2:
         yield from map(function, items)
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    with WatchedPool(workers, context, initializer=_start_worker) as pool:
-        try:
-            for future in [pool.submit(function, item) for item in items]:
-                pool.first_done([future])
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, probably for lack of memory: try again with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # an interrupted run does not finish the queue
+    processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            processes[ours] = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
+            processes[ours].start()
+            theirs.close()
+        yield from _in_order(_exchange(list(processes), items))
+    except _Ended as error:
+        raise UserError(
+            f"a worker process was killed, probably for lack of memory: try again with fewer {option}"
+        ) from error
+    finally:  # an interrupted run does not finish what it began
+        for pipe, process in processes.items():
+            pipe.close()
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+def _exchange(pipes: Sequence[Connection], items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+    """Hand each process one item after the other; yields (index, result) as they are ready."""
+    waiting, running = iter(enumerate(items)), {}
+    ready: Collection[Any] = pipes
+    while ready:
+        for pipe in ready:
+            if pipe in running:
+                result, error, trace = _unless_ended(pipe.recv)
+                if error is not None:
+                    raise error from _OtherProcess(trace)
+                yield running.pop(pipe), result
+            if (following := next(waiting, None)) is not None:
+                running[pipe], item = following
+                _unless_ended(pipe.send, item)
+        ready = wait_for_any(list(running)) if running else []
+
+
+def _in_order(results: Iterator[tuple[int, Result]]) -> Iterator[Result]:
+    early: dict[int, Result] = {}
+    following = 0
+    for index, result in results:
+        early[index] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+class _Ended(Exception):
+    """Another process is no more."""
+
+
+class _OtherProcess(Exception):
+    """The traceback of an error in another process, as text."""
+
+
+def _unless_ended(exchange: Callable[..., Any], *values: Any) -> Any:
+    try:
+        return exchange(*values)
+    except (EOFError, OSError) as error:
+        raise _Ended from error
+
+
+def _serve(function: Callable[[Item], Result], pipe: Connection, parent: int) -> None:
+    """A process's work: (result, None, "") or (None, error, its traceback) for each item, until it is killed."""
+    try:
+        torch.set_num_threads(1)
+        if _prctl is not None:
+            _end_with_parent(parent)
+        else:
+            end_with_starter()
+        while True:
+            pipe.send(_answer(function, pipe.recv()))
+    finally:  # without memory, or interrupted: the other process says so
+        os._exit(1)
+
+
+def _answer(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, Exception | None, str]:
+    try:
+        return function(item), None, ""
+    except Exception as error:
+        return None, _portable(error), traceback.format_exc()
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # it has a constructor of its own, or holds what stays in its process
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class WatchedPool(ProcessPoolExecutor):
@@ -187,11 +284,6 @@ def _start_fork() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the parent does then is not the child's task
     _end_with_parent(_forking)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    end_with_starter()
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | UserError:

@@ -23,7 +23,7 @@ from typing import Any
 from ..common import BUNDLE_ROOT
 from ..common.atomic_writing import flush_folder, replacing
 from ..common.command_line import as_config_files, check_words
-from ..common.errors import UserError, show_user_errors_plainly
+from ..common.errors import UserError, first_few, show_user_errors_plainly
 from ..common.leftovers import remove_leftovers
 from ..common.run_folder import ScoresFolder
 from ..common.workers import STARTED_BY, end_children_with_this_process
@@ -221,7 +221,7 @@ def _check_each_case_once(rows: Sequence[dict[str, Any]]) -> None:
     twice = sorted(case for case, numbers in folds.items() if len(numbers) > 1)
     if twice:
         raise UserError(
-            f"{len(twice)} case(s) are held out by more than one fold ({', '.join(twice[:5])}): their scores cannot be "
+            f"{len(twice)} case(s) are held out by more than one fold ({first_few(twice)}): their scores cannot be "
             "put together; choose --folds that share no held-out case"
         )
 

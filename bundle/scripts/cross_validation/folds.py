@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from ..common import BUNDLE_ROOT
 from ..common.command_line import check_separator, differing, option_values, or_none
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.run_folder import RunFolder, ScoresFolder
 from ..data.datalist import read_splits
 from ..data.layouts import NUM_FOLDS
@@ -89,7 +89,7 @@ class Fold(NamedTuple):
         if weights.is_file() and metrics["weights"] != [weights_digest(weights)]:
             return "its scores are of other weights"
         if gone := sorted({row["case"] for row in self.scores()} - self.predictions().keys()):
-            return f"the predictions of {len(gone)} case(s) are gone ({', '.join(gone[:5])})"
+            return f"the predictions of {len(gone)} case(s) are gone ({first_few(gone)})"
         return None
 
     @property

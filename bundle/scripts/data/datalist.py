@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.command_line import from_words
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..images.foreign_names import composed
 from .layouts import NUM_FOLDS, DatasetDescription, case_files, read_dataset
 
@@ -148,9 +148,9 @@ def _own_folds(file: Path, names: Sequence[str]) -> list[tuple[list[str], list[s
     for fold, split in enumerate(read_splits(file)):
         sides = [{composed(name) for name in split[side]} for side in ("train", "val")]
         if unknown := sorted((sides[0] | sides[1]) - known.keys()):
-            raise UserError(f"{file}, fold {fold}: the data set has no case {', '.join(unknown[:10])}")
+            raise UserError(f"{file}, fold {fold}: the data set has no case {first_few(unknown, 10)}")
         if both := sorted(sides[0] & sides[1]):
-            raise UserError(f"{file}, fold {fold}: {', '.join(both[:10])} in both train and val")
+            raise UserError(f"{file}, fold {fold}: {first_few(both, 10)} in both train and val")
         folds.append(tuple([known[composed(name)] for name in split[side]] for side in ("train", "val")))
     return folds
 
@@ -165,7 +165,7 @@ def _is_split(split: Any) -> bool:
 def _check_files(dataset: DatasetDescription) -> None:
     missing = [path for case in dataset.cases for path in case_files(case) if not Path(path).is_file()]
     if missing:
-        shown = "\n  ".join(missing[:10]) + (f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else "")
+        shown = first_few(missing, 10, "\n  ", counted=True)
         raise UserError(f"{dataset.file} names {len(missing)} file(s) that are missing:\n  {shown}")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..common.errors import UserError
-from ..images.files import case_name, check_case_name, image_suffix, split_channel
+from ..common.errors import UserError, first_few
+from ..images.files import case_name, check_case_name, first_file, image_files, image_suffix, split_channel
 from ..images.foreign_names import composed, find_file
 from ..images.label_names import read_labels
 
@@ -62,8 +62,7 @@ class DatasetDescription:
 
 def case_files(case: Mapping[str, Any]) -> list[str]:
     """All files of a case: the image's, one or one per channel, then the label's if there is one."""
-    image = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-    return image + ([case["label"]] if "label" in case else [])
+    return image_files(case["image"]) + ([case["label"]] if "label" in case else [])
 
 
 def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
@@ -93,7 +92,7 @@ def read_dataset(dataset_dir: str | Path) -> DatasetDescription:
         labels=labels,
         ignore_label=ignore_label,
         regions=regions,
-        file_ending=image_suffix(_first_image(cases[0])) or "",
+        file_ending=image_suffix(first_file(cases[0]["image"])) or "",
         patients=_patients(content, cases, file),
         declared_cases=_declared_cases(content),
     )
@@ -153,7 +152,7 @@ def _msd_cases(folder: Path, content: Mapping[str, Any]) -> list[Case]:
     counts = Counter(case["name"] for case in cases)
     for case in cases:
         if counts[case["name"]] > 1:  # patient_1/image.nii.gz, patient_2/image.nii.gz: the folder tells them apart
-            case["name"] = "_".join([*Path(_first_image(case)).parent.parts[-1:], case["name"]])
+            case["name"] = "_".join([*Path(first_file(case["image"])).parent.parts[-1:], case["name"]])
     return _sorted(cases, file)
 
 
@@ -259,12 +258,8 @@ def _sorted(cases: list[Case], file: Path) -> list[Case]:
         check_case_name(case["name"], file)
     twice = sorted(name for name, count in Counter(case["name"] for case in cases).items() if count > 1)
     if twice:
-        raise UserError(f"{file} lists these cases more than once: {', '.join(twice[:10])}")
+        raise UserError(f"{file} lists these cases more than once: {first_few(twice, 10)}")
     return sorted(cases, key=lambda case: case["name"])
-
-
-def _first_image(case: Mapping[str, Any]) -> str:
-    return case["image"] if isinstance(case["image"], str) else case["image"][0]
 
 
 def _channel_names(content: Mapping[str, Any], file: Path) -> list[str]:
@@ -288,7 +283,7 @@ def _patients(content: Mapping[str, Any], cases: list[Case], file: Path) -> dict
     names = {composed(case["name"]): case["name"] for case in cases}
     patients = {composed(name): patient for name, patient in patients.items()}
     if unknown := sorted(patients.keys() - names.keys()):
-        raise UserError(f'{file}: "patients" names cases that do not exist: {", ".join(unknown[:10])}')
+        raise UserError(f'{file}: "patients" names cases that do not exist: {first_few(unknown, 10)}')
     of_label = {
         str(find_file(file.parent, entry["label"])): entry["patient"]
         for entry in content.get("training") or []

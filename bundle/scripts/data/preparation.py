@@ -7,19 +7,22 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..common.distributed import gather_objects, is_main_process, shard
-from ..common.errors import UserError, find_user_error, one_line_reason
-from ..images.cases import first_file
+from ..common.case_memory import case_memory, most_workers
+from ..common.distributed import gather_objects, is_main_process, shard, world_size
+from ..common.errors import UserError, cannot_write, find_user_error, first_few, one_line_reason
+from ..common.free_memory import free_memory
+from ..common.workers import in_processes
+from ..images.files import first_file, image_files
 from ..images.formats import planar_axes
 from ..images.headers import read_header
+from ..images.outputs import nearest_existing
 from .cache_check import NO_LIST, find_damage
 from .prepared import PreparedDataset, source_files
 from .resampling import resampled_size, resampling_problem
@@ -35,6 +38,15 @@ _DISK_ERRORS = {
     if hasattr(errno, name)
 }
 Job = tuple[PreparedDataset, int]
+
+
+class CaseSize(NamedTuple):
+    """Bytes of a prepared case on disk, float16 images and int8 labels, and in memory while it is prepared."""
+
+    on_disk: int
+    in_memory: int
+
+
 logger = logging.getLogger("lightm_unet")
 
 
@@ -51,7 +63,8 @@ def prepare_cases(
         training: the same in every process; they share the work.
         validation: of several processes, each has its own share.
         spacing: what cases are resampled to, for the estimate of the disk space.
-        num_workers: processes that prepare in parallel (of each process of a run), 0: this one.
+        num_workers: processes that prepare in parallel (of each process of a run), 0: this one; fewer where free
+            memory does not hold so many cases.
 
     Raises:
         UserError: the disk has too little room, before anything is written; or the list of all the cases that
@@ -60,46 +73,38 @@ def prepare_cases(
     everything = [(training, i) for i in range(len(training))]
     mine = _unique(shard(everything) + [(validation, i) for i in range(len(validation))])
     found = [(job, folder) for job in mine if (folder := job[0].find_prepared(job[1]))]
-    whole = set(_look_through(found, num_workers))
+    whole = set(_look_through(found, int(num_workers)))
     missing = [job for job in mine if job not in whole]
-    _check_space(missing, training.cache_dir, spacing)
-    problems = gather_objects(_prepare_all(missing, num_workers), PATIENCE)
+    sizes = [size for job in missing if (size := _sizes(*job, spacing))]
+    _check_space(len(missing), sizes, training.cache_dir)
+    problems = gather_objects(_prepare_all(missing, _fitting_workers(sizes, int(num_workers))), PATIENCE)
     if problems:
         different = list(dict.fromkeys(problems))
-        lines = different[:MOST_LINES] + [f"… and {len(different) - MOST_LINES} more"] * (len(different) > MOST_LINES)
-        raise UserError("\n  ".join([f"{len(different)} case(s) cannot be used:", *lines]))
+        lines = first_few(different, MOST_LINES, "\n  ", counted=True)
+        raise UserError(f"{len(different)} case(s) cannot be used:\n  {lines}")
     for dataset in (training, validation):
         for index in range(len(dataset)):
             dataset.prepare(index, trusted=True)  # finds where the case is, so that no loader has to
 
 
-class _Jobs(torch.utils.data.Dataset):
-    """Prepares case ``index``; hands out what is wrong with it, or an empty string."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, index: int) -> str:
-        dataset, case = self.jobs[index]
-        try:
-            dataset.prepare(case)
-        except Exception as error:
-            cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
-            if cause is None:
-                raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
-            return str(cause)
-        return ""
+def _prepare(job: Job) -> str:
+    """What is wrong with a case, or an empty string."""
+    dataset, case = job
+    try:
+        dataset.prepare(case)
+    except Exception as error:
+        cause = find_user_error(error) or _disk_error(error, dataset.cache_dir) or one_line_reason(error)
+        if cause is None:
+            raise RuntimeError(f"preparing {dataset.data[case]} failed") from error
+        return str(cause)
+    return ""
 
 
 def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[Job]:
     """The cases whose arrays are as they were written; what is wrong with the others is logged, one line a case."""
-    with ThreadPoolExecutor(max(1, int(num_workers))) as pool:  # digests leave Python's lock to the others
-        damages = pool.map(find_damage, [folder for _, folder in found])
-        bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
-        problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
+    damages = in_processes(find_damage, [folder for _, folder in found], num_workers, "--num_workers")
+    bar = tqdm(damages, "checking cases", len(found), leave=False, disable=None if is_main_process() else True)
+    problems = [(job, folder, problem) for (job, folder), problem in zip(found, bar, strict=True)]
     older = sum(problem == NO_LIST for _, _, problem in problems)
     if older:
         logger.warning(f"{older} prepared case(s) {NO_LIST}, which tells whether they are whole, are prepared anew")
@@ -110,24 +115,22 @@ def _look_through(found: Sequence[tuple[Job, Path]], num_workers: int) -> list[J
 
 
 def _prepare_all(jobs: Sequence[Job], num_workers: int) -> list[str]:
-    loader = DataLoader(_Jobs(jobs), batch_size=None, num_workers=min(int(num_workers), len(jobs)))
-    bar = tqdm(loader, "preparing cases", unit="case", leave=False, disable=None if is_main_process() else True)
-    try:
-        return [problem for problem in bar if problem]
-    except RuntimeError as error:
-        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
-            raise
-        raise UserError(
-            f"a process that prepared cases was killed, most likely because memory ran out ({error}): start again "
-            f"with fewer than --num_workers {num_workers}; the cases that were finished are kept"
-        ) from error
+    option = "--num_workers; the cases that were finished are kept"
+    found = in_processes(partial(_prepare_of, jobs), range(len(jobs)), num_workers, option)
+    hidden = None if is_main_process() else True
+    bar = tqdm(found, "preparing cases", len(jobs), unit="case", leave=False, disable=hidden)
+    return [problem for problem in bar if problem]
 
 
-def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float | None] | None) -> None:
-    count, needed = (sum(gather_objects([n])) for n in (len(jobs), sum(_estimate(*job, spacing) for job in jobs)))
+def _prepare_of(jobs: Sequence[Job], index: int) -> str:
+    return _prepare(jobs[index])
+
+
+def _check_space(cases: int, sizes: Sequence[CaseSize], cache_dir: Path) -> None:
+    count, needed = (sum(gather_objects([n])) for n in (cases, sum(size.on_disk for size in sizes)))
     if not count:
         return
-    free = shutil.disk_usage(_existing(cache_dir)).free
+    free = shutil.disk_usage(nearest_existing(cache_dir.resolve())).free
     figures = f"{count} cases will take about {_size(needed)} in {cache_dir}, where {_size(free)} are free"
     if is_main_process():
         logger.info(f"preparing cases: {figures}")
@@ -135,12 +138,26 @@ def _check_space(jobs: Sequence[Job], cache_dir: Path, spacing: Sequence[float |
         raise UserError(f"{figures}: make room, or choose another place with --cache_dir")
 
 
-def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> int:
-    """Bytes on disk: float16 images and int8 labels, before any cropping; 0 for a file that cannot be read."""
+def _fitting_workers(sizes: Sequence[CaseSize], num_workers: int) -> int:
+    """As many of the processes as free memory holds with the largest cases; fewer are said in one line."""
+    free = free_memory()
+    mine = None if free is None else free // world_size()
+    fitting = most_workers(num_workers, [size.in_memory for size in sizes], mine)
+    if fitting < num_workers and is_main_process():
+        largest = max(size.in_memory for size in sizes)
+        logger.info(
+            f"preparing cases: {fitting} at once instead of {num_workers}, since one takes up to {_size(largest)} of "
+            f"memory and {_size(free)} are free"
+        )
+    return fitting
+
+
+def _sizes(dataset: PreparedDataset, index: int, spacing: Sequence[float | None] | None) -> CaseSize | None:
+    """Before any cropping; None for a file that cannot be read."""
     files = dataset.data[index]["image"]
-    headers = [read_header(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
+    headers = [read_header(file) for file in image_files(files)]
     if any(header is None for header in headers):
-        return 0  # preparing will say why
+        return None  # preparing will say why
     shape, old, _ = headers[0]
     axes = planar_axes(shape, first_file(files))
     if axes is not None and spacing is not None and len(spacing) == 2:  # a volume of one slice is a 2D image
@@ -149,8 +166,8 @@ def _estimate(dataset: PreparedDataset, index: int, spacing: Sequence[float | No
     if spacing is not None and old is not None:
         size = resampled_size(shape, old, spacing)
         if resampling_problem(shape, old, size, [new or mm for new, mm in zip(spacing, old, strict=True)], channels):
-            return 0  # preparing will name the file
-    return math.prod(size) * (2 * channels + 1)
+            return None  # preparing will name the file
+    return CaseSize(math.prod(size) * (2 * channels + 1), case_memory(shape, size, channels))
 
 
 def _unique(jobs: Sequence[Job]) -> list[Job]:
@@ -169,12 +186,7 @@ def _disk_error(error: BaseException | None, cache_dir: Path) -> UserError | Non
         reason = "not everything could be written, the disk is full or files may not grow so large"
     if reason is None:
         return None
-    return UserError(f"cannot write to {cache_dir}: {reason}; choose another place with --cache_dir")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return cannot_write(cache_dir, reason, "--cache_dir")
 
 
 def _size(count: float) -> str:

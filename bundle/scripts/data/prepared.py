@@ -20,7 +20,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from monai.transforms import Transform
 
 from ..common.atomic_writing import flush_file, flush_folder, replacing
 from ..common.leftovers import temporary_beside
-from ..images.files import case_name, check_case_name
+from ..images.files import case_name, check_case_name, first_file, image_files
 from ..images.formats import columns_first, shallow_before
 from ..images.formats.itk import voxel_files
 from ..images.formats.tiff import tiff_spacing_file
+from ..images.label_names import values_in
 from .augmentation import Augmentation
 from .cache_check import find_damage, list_arrays, renew, renewed_place
 from .loading import Sample
@@ -43,6 +45,7 @@ from .transforms import Preparation
 __all__ = ["PreparedDataset", "foreground_locations", "source_files", "whole_case"]
 
 FORMAT = 2  # counts up whenever the same files and settings would give other arrays
+BLOCK = 1 << 22  # voxels of a label map that are looked at together
 LOCATIONS = 10_000  # labelled voxels that are remembered per class, as in nnU-Net
 FLOAT16_RANGE = (2**-4, 256)  # of the largest intensity: above, a voxel may lose more than a tenth, below, its value
 
@@ -151,7 +154,7 @@ class PreparedDataset(Dataset):
 
     def _name_and_files(self, index: int) -> tuple[str, list[Path]]:
         case = self.data[index]
-        name = case.get("name") or case_name(_paths(case["image"])[0])
+        name = case.get("name") or case_name(first_file(case["image"]))
         check_case_name(name)
         return name, source_files(case)
 
@@ -199,29 +202,53 @@ def foreground_locations(label: np.ndarray) -> np.ndarray:
     """Class and position of up to 10,000 voxels of each class, (1 + dims, voxels) int32, sorted by class.
 
     Where voxels are ignored, class 0 stands for all the others, whatever their class.
+
+    Args:
+        label: (*spatial), class indices, -1 where voxels are ignored.
     """
+    blocks = [np.s_[start : start + BLOCK] for start in range(0, label.size, BLOCK)]
     flat = label.ravel()
+    present = [set(values_in(flat[block].reshape(1, -1)).tolist()) for block in blocks]
+    classes: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        int(value): partial(np.equal, value) for value in sorted(set().union(*present)) if value > 0
+    }
+    ignoring = any(min(values) < 0 for values in present) and any(max(values) >= 0 for values in present)
+    if ignoring:
+        classes = {0: partial(np.less_equal, 0)} | classes
     random = np.random.RandomState(1234)
-    chosen, classes = [], []
-    voxels = np.flatnonzero(flat > 0)
-    values = flat[voxels]
-    groups = [(value, voxels[values == value]) for value in np.unique(values)]
-    if (flat < 0).any() and (flat >= 0).any():
-        groups.insert(0, (0, np.flatnonzero(flat >= 0)))
-    for value, own in groups:
-        if len(own) > LOCATIONS:
-            own = np.sort(own[random.randint(0, len(own), LOCATIONS)])
-        chosen.append(own)
-        classes.append(np.full(len(own), value))
+    chosen = []
+    for value, is_of in classes.items():
+        own = [block for block, values in zip(blocks, present, strict=True) if value in values or value == 0]
+        chosen.append(_draw(flat, own, is_of, random))
     if not chosen:
         return np.zeros((1 + label.ndim, 0), np.int32)
-    positions = np.unravel_index(np.concatenate(chosen), label.shape)
-    return np.stack([np.concatenate(classes), *positions]).astype(np.int32)
+    values = np.repeat(list(classes), [len(places) for places in chosen])
+    return np.stack([values, *np.unravel_index(np.concatenate(chosen), label.shape)]).astype(np.int32)
+
+
+def _draw(
+    flat: np.ndarray,
+    blocks: Sequence[slice],
+    is_of: Callable[[np.ndarray], np.ndarray],
+    random: np.random.RandomState,
+) -> np.ndarray:
+    """Places in ``flat`` of the voxels of a class, all or LOCATIONS drawn ones, ascending: a list of all the places
+    of a large organ would take many times the memory of the label map."""
+    ends = np.cumsum([np.count_nonzero(is_of(flat[block])) for block in blocks])
+    count = int(ends[-1])
+    ranks = np.sort(random.randint(0, count, LOCATIONS)) if count > LOCATIONS else np.arange(count)
+    places, before = [], 0
+    for block, end in zip(blocks, ends, strict=True):
+        first, last = np.searchsorted(ranks, [before, end])
+        if first < last:
+            places.append(np.flatnonzero(is_of(flat[block]))[ranks[first:last] - before] + block.start)
+        before = end
+    return np.concatenate(places)
 
 
 def _relevant(preparation: Preparation, data: Sequence[Case]) -> dict[str, Any]:
     """Its facts, with how files are read only where there are some to which this matters: others keep their digest."""
-    files = [path for case in data for key in ("image", "label") for path in _paths(case[key])]
+    files = [path for case in data for key in ("image", "label") for path in image_files(case[key])]
     relevant = preparation.facts()
     if preparation.image_dims == 3 or not any(map(columns_first, files)):
         del relevant["rows_first"]
@@ -232,15 +259,12 @@ def _relevant(preparation: Preparation, data: Sequence[Case]) -> dict[str, Any]:
 
 def _compact_image(image: np.ndarray) -> np.ndarray:
     low, high = FLOAT16_RANGE
-    return np.ascontiguousarray(image, np.float16 if low <= np.abs(image).max() <= high else np.float32)
+    largest = max(-image.min(), image.max())
+    return np.ascontiguousarray(image, np.float16 if low <= largest <= high else np.float32)
 
 
 def _compact_label(label: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(label, np.int8 if label.max() <= np.iinfo(np.int8).max else np.int16)
-
-
-def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
 
 
 def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
@@ -251,7 +275,7 @@ def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
 
 def source_files(case: Case) -> list[Path]:
     """The files that a case is read from, with the second files of some formats: a TIFF's spacing, raw voxels."""
-    files = [path.absolute() for key in ("image", "label") for path in _paths(case[key])]
+    files = [Path(path).absolute() for key in ("image", "label") for path in image_files(case[key])]
     beside = []
     for file in files:
         if file.suffix.lower() in (".tif", ".tiff"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,20 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
-from scipy.ndimage import spline_filter1d
+from scipy.ndimage import find_objects, spline_filter1d
 
 from ..common.errors import UserError
-from ..images.geometry import LARGEST_STEP, spacing_of
+from ..images.geometry import LARGEST_STEP, spacing_of, times
 
 __all__ = ["Resampled", "resampled_size", "resampling_problem", "resize", "resize_label_map", "thin_axis", "with_meta"]
 
 COPIES, FLOAT_BYTES = 3, 4  # of a resampled image while it is made, and of one of its voxels
+SLAB = 1 << 22  # voxels that are resampled at a time, which bounds the memory
+SPLINE_TAPS = 4  # of a third-order spline
+IGNORED = -1  # index of voxels that nobody labelled
 ANISOTROPY = 3  # nnU-Net: beyond this ratio of voxel sizes, the coarse axis is resampled apart
+
+Taps = list[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class Resampled(MapTransform, InvertibleTransform):
@@ -102,18 +107,20 @@ def resampling_problem(
         size, new: the same after resampling.
         channels: of the image.
     """
-    what = f"has {_times(old_size)} voxels of {_times(old)} mm, the spacing asked for is {_times(new)} mm"
+    what = f"has {times(old_size)} voxels of {times(old)} mm, the spacing asked for is {times(new)} mm"
     hint = "mend the header or the spacing"
     if any(not 1 / LARGEST_STEP <= before / after <= LARGEST_STEP for before, after in zip(old, new, strict=True)):
         return f"{what}, over {LARGEST_STEP} times another: {hint}"
     needed, there = COPIES * FLOAT_BYTES * channels * math.prod(size), _memory()
     if there is not None and needed > there:
-        return f"{what}: {_times(size)} voxels take {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}: {hint}"
+        return f"{what}: {times(size)} voxels take {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}: {hint}"
     return None
 
 
 def resize(volume: torch.Tensor, size: Sequence[int], order: int, nearest_axis: int | None = None) -> torch.Tensor:
     """Resample (channels, *spatial) to a new spatial size over the same extent.
+
+    Beside the result there is room for one channel that is resampled along some of its axes.
 
     Args:
         volume: any number of channels; float.
@@ -121,29 +128,48 @@ def resize(volume: torch.Tensor, size: Sequence[int], order: int, nearest_axis: 
         order: of the spline: 0, 1 or 3.
         nearest_axis: axis along which the nearest voxel is taken instead.
     """
-    size = tuple(size)
-    if tuple(volume.shape[1:]) == size:
+    size, old = tuple(size), tuple(volume.shape[1:])
+    if old == size:
         return volume
     result = volume.new_empty((len(volume), *size))
+    taps = {axis: _taps(old[axis], size[axis], 0 if axis == nearest_axis else order) for axis in _changed(old, size)}
     for source, target in zip(volume, result, strict=True):  # one at a time: logits of many classes are large
-        # Shrinking axes first: the others then have less to do.
-        for axis in sorted(range(len(size)), key=lambda axis: size[axis] / volume.shape[axis + 1]):
-            if source.shape[axis] != size[axis]:
-                source = _resize_axis(source, axis, size[axis], 0 if axis == nearest_axis else order)
-        target.copy_(source)
+        _resize_axes(source, taps, target)
     return result
 
 
 def resize_label_map(label: torch.Tensor, size: Sequence[int], nearest_axis: int | None = None) -> torch.Tensor:
-    """Resample a label map (1, *spatial): each class linearly, and each voxel goes to the class with most of it."""
-    if tuple(label.shape[1:]) == tuple(size):
+    """Resample a label map (1, *spatial): each class linearly, and each voxel goes to the class with most of it.
+
+    One class after the other, inside its bounding box: outside it has nothing of any voxel.
+    """
+    size, old = tuple(size), tuple(label.shape[1:])
+    if old == size:
         return label
     result, most = torch.zeros(1, *size, dtype=label.dtype), torch.zeros(1, *size)
-    for value in torch.unique(label).tolist():
-        share = resize((label == value).float(), size, 1, nearest_axis)
-        result[share > most] = value
-        most = torch.maximum(most, share)
+    taps = {axis: _taps(old[axis], size[axis], 0 if axis == nearest_axis else 1) for axis in _changed(old, size)}
+    for value, box in _classes(label[0]):
+        near = {axis: _tap_range(taps[axis], box[axis]) for axis in taps}
+        there, here = list(box), list(box)
+        for axis, (new, of, _) in near.items():
+            there[axis], here[axis] = new, of
+        part, highest = result[0][tuple(there)], most[0][tuple(there)]
+        if part.numel():  # else it lies between the voxels of a coarser grid
+            share = torch.empty(part.shape)
+            _resize_axes(label[0][tuple(here)] == value, {axis: cut for axis, (_, _, cut) in near.items()}, share)
+            part.masked_fill_(share > highest, value)
+            torch.maximum(highest, share, out=highest)
     return result
+
+
+def _classes(label: torch.Tensor) -> list[tuple[float, tuple[slice, ...]]]:
+    """The values of a label map (*spatial) in ascending order, each with a box that holds all its voxels."""
+    everything = tuple(slice(0, length) for length in label.shape)
+    if label.dtype.is_floating_point or label.min() < IGNORED:
+        return [(value, everything) for value in torch.unique(label).tolist()]
+    others = [value for value in (IGNORED, 0) if (label == value).any()]
+    boxes = enumerate(find_objects(label.numpy()), 1)
+    return [(value, everything) for value in others] + [(value, box) for value, box in boxes if box is not None]
 
 
 def _resize_logits(logits: torch.Tensor, size: Sequence[int], thin: int | None) -> torch.Tensor:
@@ -153,23 +179,69 @@ def _resize_logits(logits: torch.Tensor, size: Sequence[int], thin: int | None) 
         return resize(logits.cpu(), size, 1, thin)
 
 
-def _resize_axis(volume: torch.Tensor, axis: int, size: int, order: int) -> torch.Tensor:
-    length = volume.shape[axis]
-    position = (torch.arange(size, dtype=torch.float64, device=volume.device) + 0.5) * length / size - 0.5
+def _changed(old: Sequence[int], new: Sequence[int]) -> list[int]:
+    """The axes to be resampled; shrinking ones first: the others then have less to do."""
+    axes = sorted(range(len(new)), key=lambda axis: new[axis] / old[axis])
+    return [axis for axis in axes if old[axis] != new[axis]]
+
+
+def _taps(length: int, size: int, order: int) -> Taps:
+    """Which voxels of an axis each new one is made of, and their shares: [(indices, weights), …], each (size)."""
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5
     position = position.clamp(0, length - 1)
     if order == 0:
-        return volume.index_select(axis, torch.floor(position + 0.5).long())
-    if order == 3:
-        coefficients = spline_filter1d(volume.numpy(), 3, axis, output=np.float32, mode="mirror")
-        volume = torch.from_numpy(coefficients)
+        return [(torch.floor(position + 0.5).long(), None)]
     first, fraction = torch.floor(position), position - torch.floor(position)
     weights = _cubic(fraction) if order == 3 else [1 - fraction, fraction]
-    shape = [size if dim == axis else 1 for dim in range(volume.ndim)]
+    indices = [first.long() + step for step in range(-1 if order == 3 else 0, 3 if order == 3 else 2)]
+    mirrored = [(length - 1 - (length - 1 - index.abs()).abs()).clamp(0, length - 1) for index in indices]
+    return list(zip(mirrored, weights, strict=True))
+
+
+def _tap_range(taps: Taps, part: slice) -> tuple[slice, slice, Taps]:
+    """The new voxels that are made of those in ``part`` of an axis, what they are made of, and their taps in that."""
+    indices = torch.stack([index for index, _ in taps])
+    near = torch.nonzero(((indices >= part.start) & (indices < part.stop)).any(dim=0)).flatten()
+    if not len(near):
+        return slice(0, 0), slice(0, 0), []
+    new = slice(int(near[0]), int(near[-1]) + 1)
+    start, stop = int(indices[:, new].min()), int(indices[:, new].max()) + 1
+    return new, slice(start, stop), [(index[new] - start, None if w is None else w[new]) for index, w in taps]
+
+
+def _resize_axes(source: torch.Tensor, taps: Mapping[int, Taps], target: torch.Tensor) -> None:
+    """Resample (*spatial) along one axis after the other, the last time into ``target``."""
+    for axis, own in taps.items():
+        shape = list(source.shape)
+        shape[axis] = len(own[0][0])
+        result = target if axis == list(taps)[-1] else target.new_empty(shape)
+        for slab in _slabs(source.shape, axis):
+            result[slab] = _resize_axis(source[slab].to(target.dtype), axis, own)
+        source = result
+
+
+def _slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
+    """Parts of a volume of about SLAB voxels with whole lines along ``axis``."""
+    across = int(axis == 0)
+    if len(shape) == 1:
+        yield ()
+        return
+    step = max(1, SLAB * shape[across] // math.prod(shape))
+    for start in range(0, shape[across], step):
+        yield (*[slice(None)] * across, slice(start, start + step))
+
+
+def _resize_axis(volume: torch.Tensor, axis: int, taps: Taps) -> torch.Tensor:
+    if len(taps) == SPLINE_TAPS:
+        coefficients = spline_filter1d(volume.numpy(), 3, axis, output=np.float32, mode="mirror")
+        volume = torch.from_numpy(coefficients)
     result: Any = 0
-    for step, weight in enumerate(weights, start=-1 if order == 3 else 0):
-        index = first.long() + step
-        index = (length - 1 - (length - 1 - index.abs()).abs()).clamp(0, length - 1)  # mirrored at both ends
-        result = result + volume.index_select(axis, index) * weight.to(volume.dtype).view(shape)
+    for index, weight in taps:
+        chosen = volume.index_select(axis, index.to(volume.device))
+        if weight is None:
+            return chosen
+        shape = [len(index) if dim == axis else 1 for dim in range(volume.ndim)]
+        result = result + chosen * weight.to(volume).view(shape)
     return result
 
 
@@ -187,10 +259,6 @@ def _memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             found.append(int(Path(limit).read_text(encoding="ascii")))
     return min(found, default=None)
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _zoom(old: Sequence[int], new: Sequence[int]) -> torch.Tensor:

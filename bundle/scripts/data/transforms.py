@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from math import inf
 from typing import Any
 
@@ -16,11 +17,10 @@ from ..common.errors import UserError
 from ..images.cases import LoadCased
 from ..images.label_names import LARGEST_VALUE
 from .normalization import Normalized, Scheme
-from .resampling import Resampled, with_meta
+from .resampling import IGNORED, Resampled, with_meta
 
 __all__ = ["CropNonzerod", "LabelIndexd", "Preparation"]
 
-IGNORED = -1  # index of voxels that nobody labelled
 FAR_BELOW = -1e4  # logit of a class that is out of the question; float16 still holds it
 
 
@@ -119,16 +119,23 @@ class LabelIndexd(MapTransform):
         values = sorted(labels.values())
         if max([*values, ignore_label or 0]) > LARGEST_VALUE:
             raise UserError(f"labels: values go up to {LARGEST_VALUE}, not {max([*values, ignore_label or 0])}")
-        self.table = torch.zeros(max([*values, ignore_label or 0]) + 1)
-        self.table[values] = torch.arange(1.0, len(values) + 1)
+        dtype = torch.int8 if len(values) <= torch.iinfo(torch.int8).max else torch.int16
+        self.table = torch.zeros(max([*values, ignore_label or 0]) + 1, dtype=dtype)
+        self.table[values] = torch.arange(1, len(values) + 1, dtype=dtype)
         if ignore_label is not None:
             self.table[ignore_label] = IGNORED
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = with_meta(self.table[case[key].as_tensor().long()], case[key])
+            case[key] = with_meta(self._indices(case[key].as_tensor()), case[key])
         return case
+
+    def _indices(self, label: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_like(label, dtype=self.table.dtype)
+        for source, target in zip(label[0], result[0], strict=True):  # an index takes eight times the memory of a label
+            target.copy_(self.table[source.long()])
+        return result
 
 
 class CropNonzerod(MapTransform, InvertibleTransform):
@@ -136,7 +143,7 @@ class CropNonzerod(MapTransform, InvertibleTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
-        inside = (case["image"] != 0).any(dim=0)
+        inside = reduce(torch.logical_or, (channel != 0 for channel in case["image"].as_tensor()))
         box = [_extent(inside, axis) for axis in range(inside.ndim)]
         for key in self.key_iterator(case):
             case[key] = self._crop(case[key], box)

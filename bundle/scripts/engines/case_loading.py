@@ -12,7 +12,7 @@ from monai.data import DataLoader, Dataset, list_data_collate
 from torch.utils.data import Subset
 
 from ..common.errors import UserError, find_user_error, in_one_line
-from ..images.cases import first_file
+from ..images.files import first_file
 
 __all__ = ["BrokenCase", "CaseDataset", "collate", "is_unicode", "load_past_deaths", "printable"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from monai.inferers import Inferer
 
 from ..common.errors import UserError
 from ..data.transforms import Preparation
+from ..inference.logits import LazyLogits
+from .inferers import Network, SlidingWindow
 from .weights import check_preparation, load_weights
 
 __all__ = ["Ensemble", "checkpoint_paths", "load_checkpoints", "with_ensemble"]
@@ -24,23 +27,37 @@ class Ensemble(Inferer):
         checkpoints: files of weights; all must fit the network.
     """
 
-    def __init__(self, inferer: Inferer, checkpoints: Sequence[str | Path]) -> None:
+    def __init__(self, inferer: SlidingWindow, checkpoints: Sequence[str | Path]) -> None:
         super().__init__()
         self.inferer = inferer
         self.checkpoints = list(checkpoints)
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Inputs (batch, channels, *spatial) to mean logits (batch, classes, *spatial), float32 or more."""
-        total = None
-        for checkpoint in self.checkpoints:
-            load_weights(network, checkpoint)
-            logits = self.inferer(inputs, network, *args, **kwargs)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            total = logits if total is None else total.add_(logits.to(total.device))
-        return total / len(self.checkpoints)
+        return self.inferer.whole(inputs, network, args, kwargs, self._members(network))
+
+    def lazily(
+        self, image: torch.Tensor, network: torch.nn.Module, call: Network | None = None, progress: bool = False
+    ) -> LazyLogits:
+        """The mean logits of one image (channels, *spatial), computed when they are taken; see SlidingWindow."""
+        return self.inferer.lazily(image, network, call, progress, self._members(network))
+
+    def _members(self, network: torch.nn.Module) -> list[Callable[[], None]]:
+        """What gives the network the weights of each checkpoint: from the file at first, for each image anew."""
+        known: dict[str | Path, dict[str, torch.Tensor]] = {}
+
+        def prepare(checkpoint: str | Path) -> None:
+            if checkpoint in known:
+                network.load_state_dict(known[checkpoint])
+            else:
+                load_weights(network, checkpoint)
+                known[checkpoint] = {name: value.clone() for name, value in network.state_dict().items()}
+            torch.clear_autocast_cache()  # which would go on with the other one's weights in half precision
+
+        return [partial(prepare, checkpoint) for checkpoint in self.checkpoints]
 
 
-def with_ensemble(inferer: Inferer, checkpoint: str | Sequence[str]) -> Inferer:
+def with_ensemble(inferer: SlidingWindow, checkpoint: str | Sequence[str]) -> Inferer:
     """``inferer`` itself, or an Ensemble around it if ``checkpoint`` names several files."""
     paths = checkpoint_paths(checkpoint)
     return Ensemble(inferer, paths) if len(paths) > 1 else inferer

@@ -14,11 +14,10 @@ from monai.data import decollate_batch
 
 from ..common.command_line import from_words
 from ..common.distributed import gather_objects, is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.run_folder import ScoresFolder
 from ..data.layouts import case_files
-from ..images.cases import first_file
-from ..images.files import case_name
+from ..images.files import case_name, first_file
 from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from ..images.pairs import physical_spacing
 from ..metrics import case_scores, format_summary, summarize, write_csv, write_json
@@ -54,10 +53,9 @@ def check_evaluation_dir(
     scored = _scored_cases(folder.metrics)
     left_out = sorted(scored.difference(case["name"] for case in everything))
     if left_out:
-        shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
         raise UserError(
-            f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out ({shown}) and "
-            "that would be lost: give another --evaluation_dir, or move it away"
+            f"{evaluation_dir} holds scores of {len(left_out)} case(s) that this evaluation leaves out "
+            f"({first_few(left_out)}) and that would be lost: give another --evaluation_dir, or move it away"
         )
     if not scored and is_main_process():
         tables = [] if _is_table(folder.table) else [folder.table]

@@ -138,6 +138,8 @@ class TensorBoard:
         return SummaryWriter(log_dir=self.log_dir)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python asks any object for
+            raise AttributeError(name)
         return getattr(self._writer, name)
 
 

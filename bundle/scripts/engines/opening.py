@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from ..common.atomic_writing import replacing
 from ..common.command_line import as_typed, differing, from_words
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers
 from ..common.run_folder import RunFolder
 from ..data.layouts import case_files
@@ -50,8 +50,8 @@ def open_run(
     folder = RunFolder(check_output_folder(output_dir, "--output_dir", inputs))
     if cache_dir is not None:
         cache = check_output_folder(cache_dir, "--cache_dir", inputs)
-        if cache.resolve() == folder.path.resolve():
-            raise UserError(f"--cache_dir {cache} is the run's own folder, and a cache may be deleted: give another")
+        if cache.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+            raise UserError(f"--cache_dir {cache} holds the run's own folder, and a cache may be deleted: give another")
         remove_leftovers(cache, within=True)
     if not resume and (_exists(folder.checkpoint) or _exists(folder.final)):
         raise UserError(
@@ -142,9 +142,7 @@ def _make_folder(folder: RunFolder, settings: Mapping[str, Any]) -> None:
         with replacing(folder.settings) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"cannot write to the output folder {folder.path}: {error.strerror}; give another --output_dir"
-        ) from error
+        raise cannot_write(folder.path, error.strerror, "--output_dir") from error
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(log_file)
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from ..common.command_line import from_words
 from ..common.distributed import is_main_process, shard
-from ..common.errors import UserError, in_one_line
+from ..common.errors import UserError, first_few, in_one_line
 from ..data.layouts import case_files
-from ..images.cases import first_file, save_label_map, save_probabilities
+from ..images.cases import save_label_map, save_probabilities
 from ..images.files import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -26,6 +26,7 @@ from ..images.files import (
     TIFF_SUFFIXES,
     case_name,
     file_of_case,
+    first_file,
     folders_with_images,
     image_suffix,
     list_images,
@@ -311,6 +312,6 @@ def _done(cases: Sequence[Mapping[str, Any]], folder: Path, with_probabilities: 
         if problem:
             problems[case["name"]] = f"{target} {problem}"
     if problems:
-        shown = "; ".join([*problems.values()][:5]) + ("; …" if len(problems) > 5 else "")
+        shown = first_few(problems.values(), between="; ")
         logger.warning(printable(f"{len(problems)} predictions that are there are made again: {shown}"))
     return {case["name"] for case in cases} - problems.keys()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from .weights import check_conv_stages, check_scan_order, read_weights
 
 __all__ = ["start_from"]
@@ -37,10 +37,9 @@ def start_from(network: torch.nn.Module, pretrained: str | Path | None, resume: 
     misfits = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     problems = [key for key in misfits if not key.startswith(HEAD)] + sorted(set(weights) - set(own))
     if problems:
-        shown = ", ".join(problems[:3]) + (", …" if len(problems) > 3 else "")
         raise UserError(
-            f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({shown}): check in_channels, "
-            "init_filters, strides and stem"
+            f"pretrained: {len(problems)} weights of {pretrained} do not fit the network ({first_few(problems, 3)}): "
+            "check in_channels, init_filters, strides and stem"
         )
     check_scan_order(network, pretrained)
     network.load_state_dict({key: own[key] if key in misfits else weights[key] for key in own})

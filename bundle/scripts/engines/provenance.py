@@ -26,11 +26,10 @@ from types import NoneType
 from typing import Any
 
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.readable_json import write_json
 from ..common.run_folder import PREDICTIONS, RunFolder
-from ..images.cases import first_file
-from ..images.files import case_name
+from ..images.files import case_name, first_file
 from .case_loading import is_unicode
 from .ensemble import checkpoint_paths
 
@@ -136,8 +135,7 @@ def record_predictions(output_dir: str | Path, checkpoint: str | Sequence[str], 
     fold, trained_on = read_training_cases(checkpoint)
     seen = sorted({*names} & {*(trained_on or ())})
     if seen:
-        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
-        logger.warning(f"{checkpoint} was trained on {len(seen)} of these {len(names)} cases ({shown})")
+        logger.warning(f"{checkpoint} was trained on {len(seen)} of these {len(names)} cases ({first_few(seen)})")
     paths = checkpoint_paths(checkpoint)
     write_provenance(output_dir, Run(paths if len(paths) > 1 else paths[0], fold, trained_on, names))
 
@@ -228,10 +226,9 @@ def _check_held_out_before(file: Path, held_out: list[str]) -> None:
     before = _read(file, {"training": (list, NoneType), "validation": list})["validation"]
     if sorted(before) != held_out:
         differing = sorted({*before} ^ {*held_out})
-        shown = ", ".join(differing[:5]) + (", …" if len(differing) > 5 else "")
         raise UserError(
-            f"the run in {file.parent} held out other cases ({shown}): resume it with the data set, --splits and "
-            "--limit_cases that it was started with"
+            f"the run in {file.parent} held out other cases ({first_few(differing)}): resume it with the data set, "
+            "--splits and --limit_cases that it was started with"
         )
 
 

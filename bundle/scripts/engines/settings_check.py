@@ -11,12 +11,10 @@ import torch
 
 from ..common.command_line import as_flag, or_none
 from ..common.errors import UserError
-from ..networks.lightm_unet import STEMS
+from ..networks.lightm_unet import GROUPS, STEMS
 from ..networks.scan_order import SCAN_ORDERS
 
-__all__ = ["GROUPS", "RULES", "check_settings"]
-
-GROUPS = 8  # of the network's GroupNorm
+__all__ = ["RULES", "check_settings"]
 
 
 class Rule(NamedTuple):

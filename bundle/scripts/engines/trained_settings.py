@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,27 @@ __all__ = ["as_trained", "input_folder"]
 logger = logging.getLogger("lightm_unet")
 
 
-def as_trained(name: str, value: Any, checkpoint: str | Sequence[str], overlays: Sequence[str | Path] = ()) -> Any:
-    """The value to use of a setting that the user may have typed in training only: what is typed now comes first, then
+def as_trained(
+    settings: Mapping[str, Any], checkpoint: str | Sequence[str], overlays: Sequence[str | Path] = ()
+) -> dict[str, Any]:
+    """The values to use of settings that the user may have typed in training only: what is typed now comes first, then
     what the settings.json beside the weights says, then the task overlay.
 
     Args:
-        name: of the setting, such as "patch_size".
-        value: that the configs and the command line give.
+        settings: name, such as "patch_size", -> value that the configs and the command line give.
         checkpoint: file of weights, or several.
-        overlays: where ``value`` may come from if nobody typed it; asked in a notebook, which has no command line.
+        overlays: where a value may come from if nobody typed it; asked in a notebook, which has no command line.
 
     Raises:
         UserError: several files of weights were trained with different values, and none is typed.
     """
-    settings = {path: read_settings(path) for path in checkpoint_paths(checkpoint)}
+    trained = {path: read_settings(path) for path in checkpoint_paths(checkpoint)}
+    return {name: _as_trained(name, value, trained, overlays) for name, value in settings.items()}
+
+
+def _as_trained(
+    name: str, value: Any, settings: Mapping[str, Mapping[str, Any]], overlays: Sequence[str | Path]
+) -> Any:
     trained = {path: own[name] for path, own in settings.items() if name in own}
     others = {path: own for path, own in trained.items() if differing({name: own}, {name: value})}
     if not others:

@@ -13,6 +13,7 @@ import torch
 from ..common.command_line import differing, or_none
 from ..common.errors import UserError, in_one_line
 from ..common.readable_json import read_json
+from ..common.root_causes import lack_of_memory
 from ..common.run_folder import RunFolder
 from ..networks import conv_stages_of
 from ..networks.weight_files import UnsoundWeightsError, read_weight_file
@@ -90,6 +91,8 @@ def read_sound_file(path: Path, remedy: str) -> Any:
     except UnsoundWeightsError as error:
         raise UserError(f"{path} {error}; {remedy}") from error
     except Exception as error:  # zipfile and torch.load have many errors for a broken file
+        if reason := lack_of_memory(error):
+            raise UserError(f"{path} cannot be read: {reason}") from error
         reason = in_one_line(error).split(". ")[0]  # what follows advises to read untrusted files
         raise UserError(
             f"{path} is not a file of PyTorch weights, or not a whole one ({reason}): copy it again, or {remedy}"

@@ -13,14 +13,14 @@ from monai.transforms import MapTransform
 
 from ..common.atomic_writing import replacing
 from ..common.errors import UserError
+from .files import first_file, image_files
 from .formats import RawImage, channel_conflicts, columns_first, planar, read_raw
 from .geometry import affine_problem, grid_conflict
-from .label_names import listed, undeclared_hint
+from .label_names import listed, undeclared_hint, values_in
 from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
     "LoadCased",
-    "first_file",
     "image_in_memory",
     "load_image",
     "save_label_map",
@@ -91,34 +91,30 @@ class LoadCased(MapTransform):
                 "JPEG, BMP or TIFF, add --rows_first true"
             )
 
-    def _check_image(self, image: torch.Tensor, path: str) -> None:
+    def _check_image(self, image: MetaTensor, path: str) -> None:
         if image.shape[0] != self.in_channels:
             raise UserError(f"{path} has {image.shape[0]} channel(s), the network takes {self.in_channels}")
-        if not image.isfinite().all():
+        extremes = [torch.stack(torch.aminmax(channel)) for channel in image.as_tensor()]  # NaN comes through
+        if not all(extreme.isfinite().all() for extreme in extremes):
             raise UserError(f"{path} holds NaN or infinite values: repair the image or leave the case out")
-        if all(channel.min() == channel.max() for channel in image):
+        if all(low == high for low, high in extremes):
             raise UserError(f"{path} is constant (every voxel is the same): repair the image or leave the case out")
 
     def _check_label(self, label: MetaTensor, path: str) -> None:
         if label.shape[0] != 1:
             raise UserError(f"{path} has {label.shape[0]} channels, a label map has one")
-        found = torch.unique(label.as_tensor())
-        unknown = found[~torch.isin(found, torch.tensor(sorted(self.values), dtype=found.dtype))]
+        found = values_in(label[0].numpy())
+        unknown = found[~np.isin(found, sorted(self.values))]
         undeclared = unknown[:11].tolist()  # an image in place of a label has millions; ten of them are shown
         if undeclared:
             what = f"{path} holds the label value(s) {listed(undeclared)}; declared are {sorted(self.values)}"
             raise UserError(what + undeclared_hint(undeclared, path))
 
 
-def first_file(image: str | Path | Sequence[str | Path]) -> str:
-    """The file of an image, the first one where every channel has its own."""
-    return str(image if isinstance(image, (str, Path)) else image[0])
-
-
 def load_image(
     path: str | Path | Sequence[str | Path], spatial_dims: int, label: bool = False, grey: bool = False
 ) -> MetaTensor:
-    """Load one image channel-first as float32.
+    """Load one image channel-first, as it is in memory all along until it is normalised and made smaller.
 
     A volume of one slice counts as a 2D image where ``spatial_dims`` is 2.
 
@@ -129,22 +125,24 @@ def load_image(
         grey: one channel is wanted: a colour picture with three equal channels gives one.
 
     Returns:
-        (channels, *spatial) with its affine (voxel index -> RAS millimetres, identity for pictures) and
-        meta["filename_or_obj"], the (first) file.
+        (channels, *spatial) as int16, label maps also as uint8, where that holds every value, else as float32; with
+        its affine (voxel index -> RAS millimetres, identity for pictures) and meta["filename_or_obj"], the (first)
+        file.
 
     Raises:
         UserError: a file is missing, cannot be read, has other spatial dimensions or no usable affine, or the
             channels' sizes or affines differ.
     """
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    paths = image_files(path)
     images = [read_raw(file, label, grey) for file in paths]
     if conflicts := channel_conflicts(paths, images):
         raise UserError("; ".join(f"{file} {message}" for file, message in conflicts))
     if label:
         _check_exact(images[0].array, paths[0])
-    arrays = [image.array.astype(np.float32) for image in images]
-    raw = RawImage(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), images[0].affine)
-    return _to_tensor(raw, spatial_dims, str(paths[0]))
+    for image in images:
+        image.array = _compact(image.array, label)
+    array = images[0].array if len(images) == 1 else np.concatenate([image.array for image in images])
+    return _to_tensor(RawImage(array, images[0].affine), spatial_dims, str(paths[0]))
 
 
 def image_in_memory(image: torch.Tensor, spatial_dims: int, name: str = "the image") -> MetaTensor:
@@ -163,7 +161,7 @@ def image_in_memory(image: torch.Tensor, spatial_dims: int, name: str = "the ima
     path = str(image.meta.get("filename_or_obj", name)) if known else name
     if spatial_dims == 3 and not known:
         raise UserError(f"{path} has no affine: give the 4x4 matrix from voxel index to RAS millimetres with it")
-    array = np.asarray(torch.as_tensor(image).detach().cpu(), np.float32)
+    array = _compact(torch.as_tensor(image).detach().cpu().numpy(), label=False)
     if array.ndim not in (spatial_dims, spatial_dims + 1):
         raise UserError(f"{path} has {array.ndim} axes: give {spatial_dims}, or one more, the channels first")
     array = array[None] if array.ndim == spatial_dims else array
@@ -191,7 +189,7 @@ def save_probabilities(path: Path, probabilities: np.ndarray, like: str | Path) 
     NIfTI holds them in 4D with the classes last, NRRD and MetaImage as a vector per voxel; for other images
     ``path`` ends in .npz, with one array "probabilities".
     """
-    probabilities = probabilities.astype(np.float32)
+    probabilities = probabilities.astype(np.float32, copy=False)  # they are large, and may lie in a file
     with replacing(path) as temporary:
         if path.suffix == ".npz":
             np.savez_compressed(temporary, probabilities=probabilities)
@@ -204,6 +202,16 @@ def _check_exact(label: np.ndarray, path: str | Path) -> None:
         raise UserError(
             f"{path} holds the label value {label.max()}: up to {LARGEST_LABEL} can be told apart, renumber it"
         )
+
+
+def _compact(array: np.ndarray, label: bool) -> np.ndarray:
+    """As int16, a label map also as uint8, where that holds every value, else as float32; in C order."""
+    if array.dtype.kind in "iu" and array.size:
+        low, high = array.min(), array.max()
+        for dtype in (np.uint8, np.int16) if label else (np.int16,):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return array.astype(dtype, order="C")
+    return array.astype(np.float32, order="C")
 
 
 def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:

@@ -1,9 +1,10 @@
-"""Which folders hold the images and labels of a data set, or what a command reads."""
+"""Which folders hold the images and labels of a data set, cases that were prepared, or what a command reads."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..common.run_folder import PREDICTIONS
 from .files import image_suffix
 
-__all__ = ["data_set_folder", "input_folders"]
+__all__ = ["cache_folder", "data_set_folder", "input_folders"]
 
 # Of nnU-Net's and the Medical Segmentation Decathlon's layout, in lower case: some disks do not tell them apart.
 _DATA_FOLDERS = {f"{kind}{part}" for kind in ("images", "labels") for part in ("tr", "ts", "val")}
@@ -27,6 +28,20 @@ def data_set_folder(folder: Path) -> Path | None:
             if folder == held or (held in folder.parents and place in held.parents):
                 return held
     return None
+
+
+def cache_folder(folder: Path) -> Path | None:
+    """The folder of prepared cases that ``folder`` is, or lies in."""
+    return next((place for place in (folder, *folder.parents) if _holds_prepared(place)), None)
+
+
+def _holds_prepared(folder: Path) -> bool:
+    """As data/prepared.py lays it out: files/, and a folder with settings for each way to prepare."""
+    try:
+        names = os.listdir(folder) if (folder / "files").is_dir() else []
+        return any(re.fullmatch("[0-9a-f]{12}", name) and (folder / name / "settings.json").is_file() for name in names)
+    except OSError:
+        return False
 
 
 def _holds_data(folder: Path) -> bool:

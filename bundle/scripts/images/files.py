@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -17,7 +18,9 @@ __all__ = [
     "case_name",
     "check_case_name",
     "file_of_case",
+    "first_file",
     "folders_with_images",
+    "image_files",
     "image_suffix",
     "list_images",
     "prediction_suffix",
@@ -34,6 +37,16 @@ LONGEST_NAME = 220  # bytes: file systems take 255, and endings and digests are 
 
 # Label maps need a format without loss, and one file (.nhdr and .mhd name a second one that holds the voxels).
 _PREDICTION_SUFFIXES = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", ".nhdr": ".nrrd", ".mhd": ".mha"}
+
+
+def image_files(image: str | Path | Sequence[str | Path]) -> list[str]:
+    """The files of an image: its one, or one per channel."""
+    return [str(file) for file in ([image] if isinstance(image, (str, Path)) else image)]
+
+
+def first_file(image: str | Path | Sequence[str | Path]) -> str:
+    """The file of an image, the first one where every channel has its own."""
+    return image_files(image)[0]
 
 
 def image_suffix(path: str | Path) -> str | None:

@@ -16,6 +16,7 @@ __all__ = [
     "orientation",
     "placement_conflict",
     "spacing_of",
+    "times",
     "to_ras",
 ]
 
@@ -27,6 +28,15 @@ OBLIQUE_COSINE = 0.9998  # about 1 degree
 def spacing_of(affine: np.ndarray, dims: int = 3) -> list[float]:
     """Voxel size in mm along the first ``dims`` axes of the array."""
     return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :dims], axis=0).tolist()
+
+
+def times(values: Sequence[float | None] | np.ndarray, missing: str = "-") -> str:
+    """Sizes or voxel sizes as a message shows them: 40 x 56 x 40.
+
+    Args:
+        missing: what stands for None.
+    """
+    return " x ".join(missing if value is None else f"{value:g}" for value in values)
 
 
 def orientation(affine: np.ndarray) -> str:

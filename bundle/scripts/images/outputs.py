@@ -1,7 +1,8 @@
 """What may be written where: the one place that knows, asked by every command before it does or makes anything.
 
 A folder that is written into must not hold the images and labels of a data set, the inputs of the command or the
-weights that the bundle ships; it must be one that can be written; and the names of its files must differ.
+weights that the bundle ships, nor lie among prepared cases, which may be deleted; it must be one that can be written;
+and the names of its files must differ.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from typing import Any
 
 from ..common import BUNDLE_ROOT
 from ..common.command_line import or_none
-from ..common.errors import UserError
+from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers, temporary_beside
 from ..common.run_folder import PREDICTIONS, SUMMARY, RunFolder
-from .data_folders import data_set_folder, input_folders
+from .data_folders import cache_folder, data_set_folder, input_folders
 from .files import image_suffix
 
-__all__ = ["check_names", "check_output_file", "check_output_folder", "open_folder", "refuse_foreign"]
+__all__ = [
+    "check_names",
+    "check_output_file",
+    "check_output_folder",
+    "nearest_existing",
+    "open_folder",
+    "refuse_foreign",
+]
 
 MODELS = BUNDLE_ROOT / "models"  # the weights that the bundle ships
 # What runs, predictions, evaluations and reports write under these names.
@@ -37,13 +45,13 @@ def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] =
         inputs: files that are read, and folders of such files.
 
     Raises:
-        UserError: it holds inputs, the images or labels of a data set, or the bundle's weights; it is a file, or lies
-            in one; or it cannot be written.
+        UserError: it holds inputs, the images or labels of a data set, the bundle's weights or (but for --cache_dir)
+            prepared cases; it is a file, or lies in one; or it cannot be written.
     """
     place = _resolved(folder, option)
-    existing = _nearest(place)
+    existing = nearest_existing(place)
     if not existing.is_dir():
-        raise UserError(f"cannot write to {folder}: {existing} is a file; give a folder with {option}")
+        raise cannot_write(folder, f"{existing} is a file, not a folder", option)
     if place in input_folders(inputs):
         raise UserError(
             f"{option} {folder}: what is written would lie among images or labels that are read: give another folder"
@@ -63,7 +71,7 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
 
     Raises:
         UserError: it is a folder, one of the inputs, a dataset.json, an image, a file of a run or of results, or one
-            that holds something else than JSON; it lies among the images or labels of a data set; or it cannot be
+            that holds something else than JSON; it lies among a data set or prepared cases; or it cannot be
             written.
     """
     place = _resolved(file, option)
@@ -75,9 +83,9 @@ def check_output_file(file: Any, option: str, inputs: Iterable[str | Path] = ())
         raise UserError(f"{option} {file}: that is the name of an image, and what is written is JSON: give another")
     if place.name in KEPT or not _may_be_json(place):
         raise UserError(f"{option} {file} holds something else than what is written, and would be lost: give another")
-    existing = _nearest(place.parent)
+    existing = nearest_existing(place.parent)
     if not existing.is_dir():
-        raise UserError(f"cannot write {file}: {existing} is a file, not a folder; give another {option}")
+        raise cannot_write(file, f"{existing} is a file, not a folder", option)
     _check_place(place.parent, file, option)
     _check_writable(existing, file, option)
     return Path(str(file))
@@ -95,7 +103,7 @@ def open_folder(folder: Path, option: str) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; give another {option}") from error
+        raise cannot_write(folder, error.strerror, option) from error
     remove_leftovers(folder)
 
 
@@ -150,11 +158,11 @@ def _resolved(path: Any, option: str) -> Path:
         place.exists()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot write to {option} {text[:200]!r}: {reason}; give another") from error
+        raise cannot_write(repr(text[:200]), reason, option) from error
     return place
 
 
-def _nearest(place: Path) -> Path:
+def nearest_existing(place: Path) -> Path:
     """The place itself or the nearest one above it that is there."""
     return next(path for path in (place, *place.parents) if os.path.lexists(path))
 
@@ -163,13 +171,15 @@ def _check_writable(existing: Path, shown: Any, option: str) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY
         reason = "the disk is read-only" if read_only else f"no permission in {existing}"
-        raise UserError(f"cannot write to {shown}: {reason}; give another {option}")
+        raise cannot_write(shown, reason, option)
 
 
 def _check_place(folder: Path, shown: Any, option: str) -> None:
     held = data_set_folder(folder)
     if held is not None:
         raise UserError(f"{option} {shown}: {held} holds the images or labels of a data set: give a place elsewhere")
+    if option != "--cache_dir" and (cache := cache_folder(folder)):
+        raise UserError(f"{option} {shown}: {cache} holds prepared cases and may be deleted: give a place elsewhere")
 
 
 def _may_be_json(file: Path) -> bool:
@@ -191,7 +201,7 @@ def _ships_weights(folder: Path) -> bool:
 
 def _ignores_case(folder: Path) -> bool:
     """Whether names that differ in upper and lower case are one file there."""
-    existing = _nearest(folder.absolute())
+    existing = nearest_existing(folder.absolute())
     other = existing.with_name(existing.name.swapcase())
     try:
         return other != existing and other.samefile(existing)

@@ -14,7 +14,7 @@ from ..common.errors import UserError
 from .files import case_name, list_images
 from .formats import planar, read_raw
 from .geometry import placement_conflict, spacing_of
-from .label_names import listed, undeclared_hint
+from .label_names import listed, undeclared_hint, values_in
 from .task import Task
 
 __all__ = ["LabelMap", "Pair", "files_by_case", "pair_files", "physical_spacing", "read_label_map", "read_pair"]
@@ -98,7 +98,7 @@ def read_label_map(path: Path, values: Iterable[int], image_dims: int | None = N
     array, affine = raw.array[0], raw.affine
     if image_dims == 2:
         array, affine = planar(array, affine, array.ndim, path)
-    known, found = [0, *values], _values_in(array)
+    known, found = [0, *values], values_in(array)
     unknown = found[~np.isin(found, known)]
     if len(unknown):
         what = f"{path} holds the label value(s) {listed(unknown)}; the task has {sorted(known)}"
@@ -128,13 +128,3 @@ def physical_spacing(image: torch.Tensor) -> list[float] | None:
     if not isinstance(image, MetaTensor) or not image.meta.get("spacing_known", True):
         return None
     return spacing_of(np.asarray(image.affine), image.ndim - 1)
-
-
-def _values_in(array: np.ndarray) -> np.ndarray:
-    """np.unique, far quicker on the small integers that labels nearly always are."""
-    if array.dtype not in (np.uint8, np.uint16):
-        return np.unique(array)
-    present = np.zeros(np.iinfo(array.dtype).max + 1, bool)
-    for part in array:  # by slices: an index takes eight times the memory of a label
-        present[part] = True
-    return np.flatnonzero(present)

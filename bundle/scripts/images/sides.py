@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..common.command_line import from_words
 from ..common.distributed import is_main_process
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 
 __all__ = ["check_mirror_axes", "left_right_axis", "one_sided_labels", "sided_labels"]
 
@@ -136,8 +136,7 @@ def check_mirror_axes(
         raise UserError(f"mirror_axes must be a list of axes, such as [0, 1], not {mirror_axes}")
     axis, sided = left_right_axis(spatial_dims, slice_axis), sided_labels(labels, regions or {})
     if sided and axis is not None and set(mirror_axes) == set(range(spatial_dims)) and is_main_process():
-        shown = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
         logger.warning(
-            f"labels of both sides ({shown}) are mirrored: take the left-right axis "
+            f"labels of both sides ({first_few(sided, 4)}) are mirrored: take the left-right axis "
             f"({axis}, unless these are TIFF stacks) out of mirror_axes, or the network cannot tell them apart"
         )

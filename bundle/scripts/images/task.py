@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import BUNDLE_ROOT
 from ..common.errors import UserError
 
 __all__ = ["Task", "read_task"]
@@ -35,14 +37,18 @@ class Task:
 def read_task(*paths: str | Path) -> Task:
     """Read a task from its overlay (configs/tasks/NAME.json), or several, of which a later one overrides the earlier.
 
+    What an overlay does not say itself, the one says that it names as its task_file.
+
     Raises:
-        UserError: one is missing or no JSON, they declare no labels, or a region names none of them.
+        UserError: one is missing or no JSON, its task_file is no path, they declare no labels, or a region names none
+            of them.
     """
     if not paths:
         return Task()
     config: dict[str, Any] = {}
     for path in paths:
-        config |= _read_overlay(path)
+        overlay = _read_overlay(path)
+        config |= _base_of(overlay, path) | overlay
     labels, regions, shown = config.get("labels"), config.get("regions") or {}, ", ".join(map(str, paths))
     if not isinstance(labels, dict) or not labels or not all(type(v) is int and v > 0 for v in labels.values()):
         raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
@@ -57,6 +63,17 @@ def read_task(*paths: str | Path) -> Task:
 
 def _is_names(names: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _base_of(overlay: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The overlay that another one names as its task_file; {} where it names none."""
+    named = overlay.get("task_file")
+    if named is None:
+        return {}
+    in_bundle = re.fullmatch(r"\$ *@bundle_root *\+ *'/?([^']+)'", str(named))  # as the shipped ones write it
+    if not in_bundle and str(named).startswith("$"):
+        raise UserError(f"{path}: task_file must be a path, not {named}")
+    return _read_overlay(BUNDLE_ROOT / in_bundle[1] if in_bundle else str(named))
 
 
 def _read_overlay(path: str | Path) -> dict[str, Any]:

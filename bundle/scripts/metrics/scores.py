@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from scipy.ndimage import find_objects
 
+from .slabs import is_among
 from .surface import surface_distances
 
 __all__ = [
@@ -212,7 +213,7 @@ def _surface_scores(
         0 if size == 1 else slice(max(a, 0), b) for a, b, size in zip(first, last, predicted.shape, strict=True)
     )
     scale = [s for s, size in zip(spacing or [1.0] * predicted.ndim, predicted.shape) if size > 1]
-    masks = members[predicted[crop]], members[expected[crop]]
+    masks = (is_among(indices[crop], np.flatnonzero(members)) for indices in (predicted, expected))
     distances = surface_distances(*masks, scale, None if ignored is None else ignored[crop])
     return _distance_scores(*distances, tolerance)
 

@@ -23,8 +23,9 @@ from .scan_order import scan_paths
 from .stage_plan import StagePlan
 from .vss import VSSLayer
 
-__all__ = ["STEMS", "LightMUNet", "conv_stages_of"]
+__all__ = ["GROUPS", "STEMS", "LightMUNet", "conv_stages_of"]
 
+GROUPS = 8  # of GroupNorm, unless ``norm`` says otherwise
 STEMS = ("separable", "full")
 
 
@@ -85,7 +86,7 @@ class LightMUNet(nn.Module):
         init_filters: int = 32,
         blocks_down: Sequence[int] = (1, 2, 2, 4),
         blocks_up: Sequence[int] = (1, 1, 1),
-        norm: tuple | str = ("GROUP", {"num_groups": 8}),
+        norm: tuple | str = ("GROUP", {"num_groups": GROUPS}),
         act: tuple | str = ("RELU", {"inplace": True}),
         dropout_prob: float | None = None,
         upsample_mode: UpsampleMode | str = UpsampleMode.NONTRAINABLE,

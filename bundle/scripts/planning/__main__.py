@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -20,12 +19,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..common import BUNDLE_ROOT
+from ..common.command_line import number_from_zero, whole_number
 from ..common.errors import UserError, show_user_errors_plainly
+from ..common.free_memory import free_memory
 from ..common.readable_json import write_json
 from ..data.layouts import read_dataset
 from ..images.outputs import check_output_file, open_folder, refuse_foreign
 from .fingerprint import fingerprint
 from .integrity import DatasetReport, Problem, check_dataset, problem_lines
+from .machine import WORKERS
 from .make_plan import make_plan
 from .memory import load_memory_table
 from .nnunet_plans import dataset_name
@@ -123,12 +125,13 @@ def next_commands(overlay_file: Path, plan: Plan) -> list[str]:
     """What to type next, from the bundle's folder: training, evaluating, inference."""
     path = overlay_file.resolve()
     path = path.relative_to(BUNDLE_ROOT) if path.is_relative_to(BUNDLE_ROOT) else path
-    fold = [] if plan.fold == 0 else ["--fold", str(plan.fold)]
+    options = [] if plan.fold == 0 else ["--fold", str(plan.fold)]
+    options += [] if plan.num_workers in (None, WORKERS) else ["--num_workers", str(plan.num_workers)]
     folders = ["--input_dir", "IN", "--output_dir", "OUT"]
     run = "python -m monai.bundle run"
     return [
-        f"{run} training   --config_file {_files('train', path)} {shlex.join(fold)}".rstrip(),
-        f"{run} evaluating --config_file {_files('train', path, 'evaluate')} {shlex.join(fold)}".rstrip(),
+        f"{run} training   --config_file {_files('train', path)} {shlex.join(options)}".rstrip(),
+        f"{run} evaluating --config_file {_files('train', path, 'evaluate')} {shlex.join(options)}".rstrip(),
         f"{run} inference  --config_file {_files('inference', path)} {shlex.join(folders)}",
     ]
 
@@ -182,9 +185,8 @@ def _is_fingerprint(file: Path) -> bool:
 
 def write_plan(report: DatasetReport, name: str, overlay_file: Path, options: argparse.Namespace) -> Plan:
     """Make the plan, print it, and write overlay and fingerprint."""
-    wishes = Wishes(
-        gpu_memory_gib(options.gpu_memory_gb), options.init_filters, options.dimensions, options.from_nnunet
-    )
+    gpu, free = gpu_memory_gib(options.gpu_memory_gb), free_memory()
+    wishes = Wishes(gpu, options.init_filters, options.dimensions, options.from_nnunet, free)
     facts, dataset_dir = fingerprint(report), path_for_configs(report.description.folder)
     plan = make_plan(facts, name, dataset_dir, load_memory_table(), wishes, report.description.patients)
     fingerprint_file = fingerprint_of(overlay_file)
@@ -242,34 +244,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--from_nnunet", type=Path, metavar="FILE", help="take spacing, patch, batch and normalisation from an nnU-Net "
         "v2 plans.json")  # fmt: skip
     add("--check_only", action="store_true", help="only look for problems in the data set")
-    add("--workers", type=_count, metavar="N", help="processes that read; default: one a CPU core, up to 8")
+    add("--workers", type=_at_least_one, metavar="N", help="processes that read; default: one a CPU core, up to 8")
     add("--overwrite", action="store_true", help="replace an overlay of this name")
     return parser.parse_args(arguments)
 
 
 def _memory(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of GiB, 0 for a CPU, not {text}")
-    return value
+    return number_from_zero(text, "a number of GiB, 0 for a CPU")
+
+
+def _at_least_one(text: str) -> int:
+    return whole_number(text, least=1)
 
 
 def _filters(text: str) -> int:
-    from ..engines.settings_check import GROUPS  # not above: the network comes with it, and its import takes seconds
+    from ..networks.lightm_unet import GROUPS  # not above: its import takes seconds
 
-    value = _count(text)
+    value = _at_least_one(text)
     if value % GROUPS:
         raise argparse.ArgumentTypeError(f"must be a multiple of {GROUPS}, the groups of GroupNorm, not {text}")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text}")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

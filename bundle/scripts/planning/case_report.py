@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..common.errors import UserError
+from ..images.files import image_files
 from ..images.formats import RawImage, channel_conflicts, read_raw
 from ..images.geometry import affine_problem, displacement, grid_conflict, is_oblique
 from ..images.label_names import listed, undeclared_hint
@@ -80,7 +81,7 @@ def examine_case(
         ignore_label: value of voxels that nobody labelled, or None.
         grey: images of one channel are declared: a colour picture with three equal channels has one.
     """
-    paths = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+    paths = image_files(case["image"])
     report = CaseReport(case["name"], paths[0])
     images = [_read(path, report, grey=grey) for path in paths]
     label = _read(case["label"], report, label=True)

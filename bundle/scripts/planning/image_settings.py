@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..images.geometry import times
 from .nnunet_plans import NnUnetPlan
-from .plan import Plan, Row, Wishes, times
+from .plan import Plan, Row, Wishes
 from .spacing import rounded, target_spacing
 
 __all__ = ["choose_dimensions", "choose_normalization", "choose_slice_axis", "choose_spacing", "describe_orientation"]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.workers import WatchedPool, default_workers, end_with_starter
 from ..data.layouts import DatasetDescription, case_files, read_dataset
 from ..images.files import image_suffix
 from ..images.formats import drop_slice_axis
-from ..images.geometry import LARGEST_STEP, spacing_of, to_ras
+from ..images.geometry import LARGEST_STEP, spacing_of, times, to_ras
 from . import fork_server
 from .case_report import CaseReport, Problem, examine_case
 
@@ -91,9 +91,8 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def _one_line(message: str, problems: Sequence[Problem]) -> str:
-    names = ", ".join(problem.file for problem in problems[:MOST_NAMES])
-    more = f", … and {len(problems) - MOST_NAMES} more" if len(problems) > MOST_NAMES else ""
-    return f"{len(problems)} files: {message}: {names}{more}"
+    names = first_few((problem.file for problem in problems), MOST_NAMES, counted=True)
+    return f"{len(problems)} files: {message}: {names}"
 
 
 # --- in parallel
@@ -204,7 +203,7 @@ def _wrong_spacings(cases: Sequence[CaseReport], image_dims: int) -> list[Proble
         return []
     usual = np.median(list(alike.values()), axis=0)
     return [
-        Problem(file, f"has voxels of {_times(size)} mm, most have {_times(usual)} mm: mend its header")
+        Problem(file, f"has voxels of {times(size)} mm, most have {times(usual)} mm: mend its header")
         for file, size in alike.items()
         if max(np.max(size / usual), np.max(usual / size)) > LARGEST_STEP
     ]
@@ -224,10 +223,6 @@ def _spacing(case: CaseReport, image_dims: int) -> np.ndarray:
     if len(sizes) == 3 and image_dims == 3:
         return np.array(to_ras(case.affine, sizes))
     return np.array(sizes) if axis is None else np.delete(sizes, axis)
-
-
-def _times(values: np.ndarray) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _channels(description: DatasetDescription, cases: Sequence[CaseReport]) -> tuple[list[str], list[Problem]]:

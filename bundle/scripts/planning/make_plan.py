@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..common.run_folder import RunFolder
 from ..data.layouts import NUM_FOLDS
 from ..images.files import TIFF_SUFFIXES
+from ..images.geometry import times
 from ..images.sides import left_right_axis, one_sided_labels, sided_labels
 from .image_settings import (
     choose_dimensions,
@@ -25,10 +26,11 @@ from .image_settings import (
     choose_spacing,
     describe_orientation,
 )
+from .machine import choose_workers, describe_cpu_time
 from .network_settings import choose_network
 from .nnunet_plans import NnUnetPlan, read_nnunet_plan
 from .patients import same_person
-from .plan import Plan, Row, Wishes, times
+from .plan import Plan, Row, Wishes
 from .spacing import resampled_shapes
 
 __all__ = ["make_plan"]
@@ -86,7 +88,10 @@ def make_plan(
     plan.set("overlap", OVERLAP, "of neighbouring windows in inference, nnU-Net's")
     _length(plan, wishes)
     _folds(plan, fingerprint, patients or {})
-    _validation(plan, shapes)
+    windows = _windows(plan, shapes)
+    _validation(plan, windows)
+    describe_cpu_time(plan, windows)
+    choose_workers(plan, fingerprint, shapes, wishes)
     weights = RunFolder(f"output/{name}/fold_{plan.fold}").best
     plan.set("weights", weights.as_posix(), "what inference takes, until --checkpoint names others")
     plan.overlay = {key: plan.overlay[key] for key in KEYS if key in plan.overlay}
@@ -121,7 +126,7 @@ def _mirroring(plan: Plan, dims: int, volume_axis: int) -> None:
     """All axes, but left-right where labels have sides: a mirrored left kidney is a right one."""
     sided = sided_labels(plan.overlay["labels"], plan.overlay["regions"])
     axis = left_right_axis(dims, plan.overlay["slice_axis"], volume_axis)
-    named = ", ".join(sided[:4]) + ", …" * (len(sided) > 4)
+    named = first_few(sided, 4)
     reason = "all axes, in training and TTA; take out those that change the meaning"
     if sided and axis is not None:
         where = "the width" if plan.overlay["slice_axis"] is None and dims == 2 else "left-right"
@@ -144,15 +149,19 @@ def _length(plan: Plan, wishes: Wishes) -> None:
     plan.set("iterations_per_epoch", iterations, "short, for a CPU" if on_cpu else "nnU-Net's")
 
 
-def _validation(plan: Plan, shapes: np.ndarray) -> None:
-    """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
-    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
-    """
+def _windows(plan: Plan, shapes: np.ndarray) -> np.ndarray:
+    """How many windows the sliding window takes for each case."""
     patch = np.asarray(plan.overlay["patch_size"])
     sizes = np.delete(shapes, plan.overlay["slice_axis"], axis=1) if plan.overlay["slice_axis"] is not None else shapes
     steps = np.ceil(np.maximum(sizes / patch - 1, 0) / (1 - OVERLAP)) + 1
-    slices = 1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]]
-    every = float(np.sum(steps.prod(axis=1) * slices))
+    return steps.prod(axis=1) * (1 if plan.overlay["slice_axis"] is None else shapes[:, plan.overlay["slice_axis"]])
+
+
+def _validation(plan: Plan, windows: np.ndarray) -> None:
+    """Validate so seldom that it takes at most VALIDATION_SHARE of training's time: a patch's forward pass is about a
+    third of its train step, and whole cases are predicted; a fifth of them, or with --fold all every one.
+    """
+    every = float(np.sum(windows))
     held_out = every if plan.fold == "all" else every / NUM_FOLDS
     interval, of_all = _interval(plan, held_out), _interval(plan, every)
     with_all = f"; with --fold all {every:,.0f}: then --val_interval {of_all}" if of_all != interval else ""

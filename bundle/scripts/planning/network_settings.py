@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..images.geometry import times
 from .memory import StepMemory, step_memory
 from .nnunet_plans import NnUnetPlan
 from .patch import Patch, choose_patch, fit_to_strides, total_stride
-from .plan import Plan, Row, Wishes, times
+from .plan import Plan, Row, Wishes
 
 __all__ = ["CONV_STAGES", "choose_network"]
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.command_line import whole_number
 from ..common.errors import UserError, show_user_errors_plainly
 from ..common.readable_json import write_json
 from ..engines.provenance import check_held_out
@@ -86,19 +87,13 @@ def _names(file: Path) -> list[str]:
     return names
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.postprocessing", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="determine | apply")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of predicted label maps")
     workers = "processes, each with a case in memory; 0: none besides this one"
-    shared.add_argument("--workers", type=_count, metavar="N", help=workers)
+    shared.add_argument("--workers", type=whole_number, metavar="N", help=workers)
     shared.add_argument("--overwrite", action="store_true", help="replace what is there")
 
     learn = commands.add_parser("determine", parents=[shared], help="learn rules", description=DETERMINE)

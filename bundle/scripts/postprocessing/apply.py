@@ -22,7 +22,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from ..common.command_line import or_none
+from ..common.command_line import from_words
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
 from ..common.run_folder import RunFolder
@@ -30,6 +30,7 @@ from ..engines.ensemble import checkpoint_paths
 from ..images.pairs import physical_spacing
 from ..metrics import voxel_measure
 from ..metrics.components import Components, find_components, find_holes, keep_components
+from ..metrics.slabs import is_among
 
 __all__ = [
     "ApplyPostprocessingd",
@@ -115,8 +116,9 @@ def remove_components(
     """The first part of apply_rules: components of the foreground, then those of each class."""
     result = label_map.copy()
     if rules["largest_component_of_foreground"]:
-        components = find_components(np.isin(result, list(rules["labels"].values())))
+        components = find_components(is_among(result, rules["labels"].values()))
         result = keep_components(result, components, _only(components.largest(), components))
+        del components  # large
     chosen = {
         rules["labels"][name]: rule
         for name, rule in rules["classes"].items()
@@ -137,18 +139,19 @@ def fill_holes(label_map: np.ndarray, rules: Mapping[str, Any]) -> np.ndarray:
     values = [rules["labels"][name] for name, rule in rules["classes"].items() if rule["fill_holes"]]
     if not values:
         return label_map
-    holes = find_holes(label_map)
-    return np.where(np.isin(holes, values), holes, label_map)
+    holes, result = find_holes(label_map), label_map.copy()
+    np.copyto(result, holes, where=is_among(holes, values))
+    return result
 
 
 def find_rules(rules: str | None, checkpoint: str | Sequence[str] | None) -> Path | None:
     """The file of rules that belongs to a checkpoint.
 
     Args:
-        rules: a file; "auto": postprocessing.json beside the (first) checkpoint, if there is one; "none".
+        rules: a file; "auto": postprocessing.json beside the (first) checkpoint, if there is one; None: none.
         checkpoint: one file or several.
     """
-    if or_none(rules) is None:
+    if rules is None:
         return None
     if rules != "auto":
         return Path(rules)
@@ -170,6 +173,7 @@ class ApplyPostprocessingd(MapTransform):
         UserError: the rules are missing, broken, or belong to other labels.
     """
 
+    @from_words
     def __init__(
         self,
         keys: KeysCollection,
@@ -189,7 +193,8 @@ class ApplyPostprocessingd(MapTransform):
             return result
         for key in self.keys:
             label_map = result[key]
-            values = label_map[0].cpu().numpy().astype(np.int32)
+            values = label_map[0].cpu().numpy()
+            values = values.astype(np.min_scalar_type(int(values.max(initial=0))))  # components take enough memory
             unmeasured = "image" in result and physical_spacing(result["image"]) is None  # a picture
             cleaned = apply_rules(values, self.rules, None if unmeasured else physical_spacing(label_map))
             result[key] = label_map.clone()

@@ -15,6 +15,7 @@ from ..images.pairs import LabelMap, Pair, read_pair
 from ..images.task import Task
 from ..metrics import class_indices, voxel_measure
 from ..metrics.components import find_components, find_holes
+from ..metrics.slabs import slabs
 from .apply import Rules, remove_components
 
 __all__ = ["CaseEvidence", "ComponentTable", "component_evidence", "hole_evidence"]
@@ -85,19 +86,27 @@ def _reference_indices(label: LabelMap, task: Task) -> np.ndarray:
 
 
 def _table(prediction: np.ndarray, expected: np.ndarray, task: Task) -> ComponentTable:
+    main_voxels = _largest_foreground(prediction)
     components = find_components(prediction)
-    numbers = components.numbers.ravel()
-    columns = len(task.labels) + 2
-    pairs = numbers * columns + expected[components.box].ravel()
-    overlap = np.bincount(pairs, minlength=len(components.sizes) * columns).reshape(-1, columns)[:, :-1]
-    whole = find_components(prediction != 0)
+    columns, expected = len(task.labels) + 2, expected[components.box]
+    overlap = np.zeros(len(components.sizes) * columns, np.int64)
     main = np.zeros(len(components.sizes), bool)
-    main[numbers] = (whole.numbers == whole.largest()).ravel()
+    for slab in slabs(components.numbers.shape):
+        numbers = components.numbers[slab].astype(np.int64).ravel()
+        overlap += np.bincount(numbers * columns + expected[slab].ravel(), minlength=len(overlap))
+        main[numbers] = main_voxels[slab].ravel()
+    overlap = overlap.reshape(-1, columns)[:, :-1]
     classes = class_indices(components.values, task.labels)
     rows = ComponentTable(
         classes[1:], main[1:], components.sizes[1:], np.ones(len(main) - 1, int), np.arange(1, len(main)), overlap[1:]
     )
     return _share_rows(rows)
+
+
+def _largest_foreground(prediction: np.ndarray) -> np.ndarray:
+    """Where the largest component of the whole foreground is, in the box of the foreground."""
+    whole = find_components(prediction != 0)
+    return whole.numbers == whole.largest()
 
 
 def _share_rows(table: ComponentTable) -> ComponentTable:

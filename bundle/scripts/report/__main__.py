@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.atomic_writing import replacing
+from ..common.command_line import number_from_zero, whole_number
 from ..common.errors import UserError, show_user_errors_plainly
 from ..common.leftovers import remove_leftovers
 from ..common.run_folder import SUMMARY
@@ -151,22 +151,6 @@ def _old_figures(output_dir: Path) -> list[Path]:
     return [output_dir / path for path in paths if folder in (output_dir / path).resolve().parents]
 
 
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def _distance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,10 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, required=True, help="where report.html, summary.json and figures/ go")
     add("--overwrite", action="store_true", help="replace a report that is there")
     add("--subset", action="store_true", help="leave out references without a prediction")
-    add("--panels", type=_count, default=PANELS, help=f"cases to draw, worst first (default {PANELS})")
+    add("--panels", type=whole_number, default=PANELS, help=f"cases to draw, worst first (default {PANELS})")
     tolerance = "of the surface Dice, in mm (default %(default)s)"
-    add("--tolerance", type=_distance, default=DEFAULT_TOLERANCE, help=tolerance)
-    add("--workers", type=_count, default=default_workers(), help="processes (default %(default)s)")
+    add("--tolerance", type=number_from_zero, default=DEFAULT_TOLERANCE, help=tolerance)
+    add("--workers", type=whole_number, default=default_workers(), help="processes (default %(default)s)")
     add("--title", help="heading of the report")
     return parser
 

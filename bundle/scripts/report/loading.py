@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..images.files import TIFF_SUFFIXES, image_suffix
 from ..images.formats import channel_conflicts, planar, read_raw
 from ..images.geometry import affine_problem, placement_conflict, spacing_of
@@ -107,5 +107,4 @@ def _check_values(path: Path, values: np.ndarray, task: Task) -> None:
     known = {0, *task.labels.values()} | ({task.ignore_label} - {None})
     unknown = sorted({int(value) for value in values} - known)
     if unknown:
-        shown = ", ".join(map(str, unknown[:10]))
-        raise UserError(f"{path} holds the label value(s) {shown}; the task knows {sorted(known)}")
+        raise UserError(f"{path} holds the label value(s) {first_few(unknown, 10)}; the task knows {sorted(known)}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_few
 from ..images.files import split_channel
 from ..images.pairs import files_by_case
 
@@ -80,5 +80,4 @@ def _lacking(kind: str, other_kind: str, names: Iterable[str], hint: str = "") -
     names = sorted(names)
     if not names:
         return []
-    more = f" … and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return [f"{len(names)} {kind}(s) without {other_kind}{hint}: {', '.join(names[:NAMES_SHOWN])}{more}"]
+    return [f"{len(names)} {kind}(s) without {other_kind}{hint}: {first_few(names, NAMES_SHOWN, counted=True)}"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..common.errors import first_few
 from ..metrics import size_metrics, summarize
 from .scoring import CaseResult, absent_scores
 
@@ -154,6 +155,5 @@ def _notes(results: Sequence[CaseResult], scored: bool) -> list[str]:
         notes.append("No reference holds any foreground.")
     empty = [result.name for result in results if not result.predicted]
     if empty:
-        more = ", …" if len(empty) > 10 else ""
-        notes.append(f"{len(empty)} prediction(s) without any foreground: {', '.join(empty[:10])}{more}.")
+        notes.append(f"{len(empty)} prediction(s) without any foreground: {first_few(empty, 10)}.")
     return notes

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.errors import UserError, in_one_line
+from ...common.errors import UserError
+from ...common.root_causes import lack_of_memory
 from ..files import ITK_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, TIFF_SUFFIXES, image_suffix
 from ..geometry import placement_conflict
 from .itk import read_itk
@@ -154,8 +155,8 @@ def _is_grey(array: np.ndarray) -> bool:
 
 def _reason(error: BaseException) -> str:
     """Why a file cannot be read, in one line."""
-    if isinstance(error, MemoryError):
-        return in_one_line(error)
+    if reason := lack_of_memory(error):
+        return reason
     while (inner := error.__cause__ or error.__context__) and not isinstance(error, Unreadable):
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

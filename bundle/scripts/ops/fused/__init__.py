@@ -14,14 +14,12 @@ in every run (no atomics), and nothing waits for the GPU, so everything can be c
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from ..triton_support import unavailable
 
-__all__ = ["check_dtype", "device_guard", "unavailable", "unavailable_for"]
+__all__ = ["check_dtype", "unavailable", "unavailable_for"]
 
 
 def unavailable_for(x: Tensor) -> str | None:
@@ -41,11 +39,3 @@ def check_dtype(name: str, x: Tensor) -> None:
     """
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"{name}: expected fp32, bf16 or fp16, got {x.dtype}")
-
-
-def device_guard(device: torch.device) -> AbstractContextManager[object]:
-    """Makes `device` the current one: Triton launches on the current device, whatever the tensors' device."""
-    # Switching to the device that is current already would cost more than asking.
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return nullcontext()

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import check_dtype, device_guard
+from ..device_guard import device_guard
+from . import check_dtype
 
 __all__ = ["causal_conv_silu_backward", "causal_conv_silu_forward"]
 

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import check_dtype, device_guard
+from ..device_guard import device_guard
+from . import check_dtype
 
 __all__ = [
     "depthwise_conv",

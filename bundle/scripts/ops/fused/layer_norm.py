@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import check_dtype, device_guard
+from ..device_guard import device_guard
+from . import check_dtype
 
 __all__ = ["layer_norm_backward", "layer_norm_forward"]
 

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ..device_guard import device_guard
 
 # Positions in a tile: what a thread holds of a chunk.
 TILE = 8
@@ -131,7 +132,7 @@ def forward(
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     saved = A.new_empty(batch, -(-length // TILE) if save else 0, states, channels)
     gated, gate = z is not None, u if z is None else z
-    with _on(u.device):
+    with device_guard(u.device):
         if starts is None:
             starts = A.new_empty(batch, chunks, states, channels)
             sums = A.new_empty(batch, chunks, channels)
@@ -187,7 +188,7 @@ def backward(
     dB, dC = (A.new_empty(batch, groups, length, states) for _ in range(2))
     dA = A.new_empty(batch * chunks, states, channels)
     dD, dbias = A.new_empty(2, batch * chunks, channels)
-    with _on(u.device):
+    with device_guard(u.device):
         kernels.chunk_ends(dy, delta, gate, C, A, delta_bias, carry, sums, chunk, delta_softplus, gated, True)
         kernels.chunk_starts(carry, sums, A, dlast_state, dinitial, True)
         kernels.gradients(
@@ -205,14 +206,6 @@ def _chunks(length: int, wanted: int) -> tuple[int, int]:
     wanted = max(1, wanted, -(-length // LONGEST_CHUNK))
     chunk = -(-length // (wanted * TILE)) * TILE
     return chunk, -(-length // chunk)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels start on the current device, which need not be the tensors'."""
-    # To switch to the device that is current already would cost more than to ask.
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return nullcontext()
 
 
 def _rows(x: Tensor | None) -> Any:
