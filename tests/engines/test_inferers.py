@@ -15,8 +15,9 @@ from monai.inferers import SimpleInferer
 from whole_image import whole_image
 
 from scripts.common.errors import UserError
-from scripts.engines import inferers, logits
+from scripts.engines import inferers
 from scripts.engines.inferers import InSlabs, SlidingWindow, sliding_window
+from scripts.inference import logits
 
 
 @pytest.fixture(autouse=True)

@@ -19,13 +19,14 @@ from monai.transforms import Compose, Invertd
 from scripts.common.errors import in_one_line
 from scripts.data.resampling import resize
 from scripts.data.transforms import Preparation
-from scripts.engines import logits as logits_module
 from scripts.engines.inferers import InSlabs, sliding_window
 from scripts.images.cases import LoadCased, load_image
+from scripts.inference import logits as logits_module
+from scripts.inference import slab_resampling
 from scripts.inference.logits import LazyLogits, as_slabs
 from scripts.inference.slab_resampling import resized_slabs
 from scripts.inference.way_back import way_back
-from scripts.postprocessing import from_slabs, resampling
+from scripts.postprocessing import from_slabs
 from scripts.postprocessing.from_slabs import first_largest
 from scripts.postprocessing.label_maps import to_label_map, to_saved_label_map
 
@@ -37,7 +38,7 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of one plane, or of a few: what is small otherwise comes in one piece."""
     torch.set_num_threads(1)
     monkeypatch.setattr(logits_module, "SLAB_BYTES", 3000)
-    monkeypatch.setattr(resampling, "BLOCK_BYTES", {"cpu": 5000})
+    monkeypatch.setattr(slab_resampling, "BLOCK_BYTES", {"cpu": 5000})
 
 
 def random_affine(data: st.DataObject, dims: int) -> np.ndarray:
