@@ -14,12 +14,14 @@ TASK ?= hippocampus
 TIME ?=
 SEED ?=
 PARTS ?=
+# `make release`: the address under which files of more than 25 MB will lie.
+LARGE_FILES ?=
 # Extra arguments for pytest, the benchmark or the report's inference: make test ARGS="-k demo"
 ARGS ?=
 
 VENV := .venv
 VENV_PYTHON := $(CURDIR)/$(VENV)/bin/python
-REQUIREMENTS := env/requirements.txt env/requirements-dev.txt
+REQUIREMENTS := env/requirements.txt env/requirements-dev.txt env/requirements-tracking.txt
 # Installed without what they depend on.
 ALONE := env/requirements-benchmarks.txt
 # Named after the content, not the time: a checkout or a copied .venv does not install anew, a changed pin does.
@@ -33,10 +35,16 @@ WRITE_DEMO_INPUT := from sys import argv; from pathlib import Path; from scripts
 
 BUNDLE_NAME := lightm_unet_segmentation
 BUNDLE_OUTPUTS := output eval prediction runs mlruns demo_output
+# torch and numba have packages for Linux, Windows and Macs with an M chip and macOS 14.
+UNSERVED := import platform, sys; \
+	mac = platform.mac_ver()[0] if sys.platform == "darwin" else ""; \
+	intel = mac and platform.machine() == "x86_64"; \
+	old = mac and int(mac.split(".")[0]) < 14; \
+	sys.exit("Macs with an Intel chip" if intel else "macOS " + mac if old else 0)
 READ_VERSION := import json; print(json.load(open("bundle/configs/metadata.json", encoding="utf-8"))["version"])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test torture lint bench tables release clean
+.PHONY: help demo report test zoo torture lint bench mamba tables release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -61,6 +69,9 @@ report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels 
 test: $(STAMP)  ## the whole test suite, in two processes
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
+zoo: $(STAMP)  ## what the continuous integration of MONAI's model zoo asks of a bundle
+	@$(VENV_PYTHON) -m pytest tests/bundle/test_zoo.py $(ARGS)
+
 torture: OUT := torture_output
 torture: $(STAMP)  ## kill, break and starve the commands, and print one table: TIME=seconds SEED=number OUT=folder
 	@TIME="$(TIME)" SEED="$(SEED)" OUT="$(abspath $(OUT))" PARTS="$(PARTS)" $(VENV_PYTHON) -m tests.torture
@@ -71,6 +82,15 @@ lint: $(STAMP)  ## style: ruff check and ruff format --check
 
 bench: $(STAMP)  ## time the selective scan's backends on this machine; whole networks: benchmarks/networks.py
 	@$(VENV_PYTHON) benchmarks/selective_scan.py $(ARGS)
+
+# As env/requirements-mamba.txt and bundle/docs/README.md say; always anew, since an old build fits an old torch.
+mamba: $(STAMP)  ## compile mamba-ssm against the installed torch (nvcc of its CUDA version) and check that it runs
+	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check setuptools wheel packaging ninja
+	@MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check --no-build-isolation --no-cache-dir \
+	--force-reinstall --no-deps -r env/requirements-mamba.txt
+	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -r env/requirements-mamba.txt
+	@cd bundle && $(VENV_PYTHON) -m scripts.doctor --device cuda --require mamba_ssm
 
 tables: $(STAMP)  ## write the figures of all documents anew from benchmarks/results
 	@$(VENV_PYTHON) benchmarks/tables.py
@@ -84,6 +104,7 @@ release: $(STAMP)  ## zip the bundle for the model zoo into dist/
 	else (cd bundle && find . -type f $(patsubst %,! -path './%/*',$(BUNDLE_OUTPUTS)) ! -name '*.pyc' -print0); \
 	fi >dist/.files; \
 	(cd bundle && xargs -0 cp --parents -t "../$$stage" <../dist/.files); \
+	$(VENV_PYTHON) env/large_files.py "$$stage" "$(LARGE_FILES)"; \
 	(cd dist && $(VENV_PYTHON) -m zipfile -c "$$zip" $(BUNDLE_NAME)/ && rm -r $(BUNDLE_NAME) .files); \
 	echo "dist/$$zip"
 
@@ -96,6 +117,8 @@ $(STAMP):
 	echo "make: '$(PYTHON)' does not run: install Python 3.10 to 3.13 or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
 	echo "make: $$($(PYTHON) --version) is outside 3.10 to 3.13: name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@unserved=$$($(PYTHON) -c '$(UNSERVED)' 2>&1) || { \
+	echo "make: torch and numba have no packages for $$unserved: use macOS 14 or later on an M chip, Linux, or env/Dockerfile" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@test ! -L $(VENV) || { \

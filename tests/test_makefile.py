@@ -130,3 +130,30 @@ def test_nnunets_networks_are_part_of_the_environment_without_what_they_ask_for(
         for text in (first, dry_run(VENV=tmp_path / "none", ALONE=tmp_path / "changed.txt"))
     ]
     assert stamps[0] and stamps[0] != stamps[1], "another version of it makes a new environment"
+
+
+@pytest.mark.parametrize(
+    ("machine", "version", "said"),
+    [("x86_64", "14.5", "Macs with an Intel chip"), ("arm64", "13.6.1", "macOS 13.6.1"), ("arm64", "15.0", None)],
+)
+def test_machines_without_packages_are_told_so(machine: str, version: str, said: str | None, tmp_path: Path) -> None:
+    """Before pip says that there is no matching distribution."""
+    python = tmp_path / "python"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import platform, sys\nsys.platform = 'darwin'\nplatform.machine = lambda: {machine!r}\n"
+        f"platform.mac_ver = lambda: ({version!r}, ('', '', ''), {machine!r})\n"
+    )
+    python.write_text(f'#!/bin/sh\ntest "$2" != venv && PYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "lint", f"VENV={tmp_path / 'none'}", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and not (tmp_path / "none").exists()
+    told = f"make: torch and numba have no packages for {said}: use macOS 14 or later on an M chip, Linux"
+    assert (told in done.stderr) == bool(said) and ("no packages" in done.stderr) == bool(said)
+
+
+def test_mamba_ends_with_the_doctor() -> None:
+    command = ["make", "--dry-run", "mamba", "STAMP=Makefile"]
+    steps = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+    build, doctor = steps.index("--no-build-isolation"), steps.index("--require mamba_ssm")
+    assert "MAMBA_FORCE_BUILD=TRUE" in steps[:build] and build < doctor

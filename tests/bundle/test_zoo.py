@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,11 @@ CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
 NAME = "lightm_unet_segmentation"
 GUIDES = ("README.md", "bundle/docs/README.md", "bundle/docs/bring_your_own_data.md")
-DOCUMENTS = (*GUIDES, "bundle/docs/onnx.md", "bundle/docs/data_license.txt", "CHANGELOG.md")
+DOCUMENTS = (
+    *GUIDES,
+    *(f"bundle/docs/{name}" for name in ("integrations.md", "onnx.md", "data_license.txt")),
+    "CHANGELOG.md",
+)
 # What `planning` writes when a reader follows the documents.
 PLANNED = re.compile(r"configs/tasks/(?:NAME|mine|my_hippocampus)(?:\.fingerprint)?\.json")
 # Names that pip knows and metadata.json has a field of its own for.
@@ -88,6 +93,57 @@ def test_changelogs_name_the_version(metadata: dict[str, Any]) -> None:
     assert headings[0] == metadata["version"]
 
 
+def test_metadata_says_what_the_model_card_does(metadata: dict[str, Any]) -> None:
+    """The card's figures are written from the records."""
+    (row,) = re.findall(r"^\| `models/model\.pt` \|.*\| (\S+) / (\S+) \|$", read("bundle/docs/README.md"), re.MULTILINE)
+    assert metadata["eval_metrics"] == {"dice_anterior": float(row[0]), "dice_posterior": float(row[1])}
+
+
+def test_files_that_the_zoo_looks_for() -> None:
+    assert not [
+        file for file in ("LICENSE", "models/model.pt", "configs/inference.json") if not (BUNDLE / file).is_file()
+    ]
+    assert not re.search(r"[^a-z0-9_]", NAME) and "segmentation" in NAME
+    headings = re.findall(r"^#{1,3} .*$", read("bundle/docs/README.md"), flags=re.MULTILINE)
+    wanted = "# Model Overview|## Data|## Training configuration|### Input|### Output|## Performance"
+    wanted += "|## MONAI Bundle Commands|# References|# License"
+    assert [heading for heading in headings if heading in wanted.split("|")] == wanted.split("|")
+
+
+@pytest.mark.parametrize(
+    ("config", "ids"),
+    [
+        ("inference.json", "bundle_root device network_def inferer output_dir"),
+        ("train.json", "bundle_root device dataset_dir output_dir val_interval"),
+        ("train.json", "train#trainer train#trainer#max_epochs train#dataset train#dataset#data train#handlers"),
+        ("train.json", "train#preprocessing train#inferer validate#preprocessing validate#postprocessing"),
+        ("train.json", "validate#evaluator validate#handlers validate#dataset validate#dataset#data"),
+        ("train.json", "validate#inferer validate#key_metric"),
+    ],
+)
+def test_ids_have_the_names_that_the_zoo_asks_for(config: str, ids: str) -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / config)))
+    assert not [name for name in ids.split() if name not in parser]
+
+
+def test_large_files_are_listed(tmp_path: Path) -> None:
+    """The zoo's limit is 25 MB; of the bundle's own files none is so large."""
+    script = [sys.executable, str(REPOSITORY / "env/large_files.py")]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/small.pt").write_bytes(b"small")
+    with (tmp_path / "models/model.pt").open("wb") as file:
+        file.truncate(25 * 10**6 + 1)
+    done = subprocess.run([*script, str(tmp_path), ""], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "models/model.pt: over 25 MB" in done.stderr
+    subprocess.run([*script, str(tmp_path), "https://example.org/v1/"], check=True)
+    content = (tmp_path / "large_files.yml").read_text(encoding="utf-8")
+    digest = hashlib.md5(bytes(25 * 10**6 + 1)).hexdigest()
+    assert re.findall(r'path: "(.*)"\n    url: "(.*)"\n    hash_val: "(.*)"', content) == [
+        ("models/model.pt", "https://example.org/v1/models/model.pt", digest)
+    ]
+    assert max(file.stat().st_size for file in BUNDLE.rglob("*.pt")) < 25 * 10**6
+
+
 def test_metadata_names_the_classes_of_the_shipped_task(metadata: dict[str, Any]) -> None:
     task = json.loads((CONFIGS / "tasks" / "hippocampus.json").read_text(encoding="utf-8"))
     formats = metadata["network_data_format"]
@@ -144,7 +200,7 @@ LOAD = """
 import sys, torch
 from monai.bundle import load
 folder, root = sys.argv[1:]
-network = load({name!r}, bundle_dir=folder, args_file={{"bundle_root": root}}, device="cpu")
+network = load({name!r}, bundle_dir=folder, device="cpu")
 weights = torch.load(root + "/models/model.pt", weights_only=True)
 state = network.state_dict()
 assert state.keys() == weights.keys() and all(torch.equal(state[key], weights[key]) for key in weights)
@@ -153,7 +209,7 @@ print(sys.modules[type(network).__module__].__file__)
 
 
 def test_load_works_from_another_folder_as_documented(bundle_copy: Path, tmp_path: Path) -> None:
-    assert 'args_file={"bundle_root"' in read("bundle/docs/README.md")
+    assert 'load("lightm_unet_segmentation", bundle_dir="BUNDLES")' in read("bundle/docs/README.md")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # In a process of its own: here `scripts` is already imported, from the repository.

@@ -78,6 +78,36 @@ def test_a_run_of_another_config_names_its_file(config: str) -> None:
         check_ids(["run", "evaluating", "--config_file", config])
 
 
+@pytest.mark.parametrize(
+    ("run_id", "message"),
+    [
+        ("train", "run train: train is a part of the config, and nothing that runs; did you mean 'training'?"),
+        ("trainin", "run trainin: trainin is not defined in any config file; did you mean 'training'?"),
+        ("epochs", "run epochs: epochs is a part of the config, and nothing that runs"),
+    ],
+)
+def test_what_does_not_run_is_refused(config: str, run_id: str, message: str, tmp_path: Path) -> None:
+    """MONAI would build that part of the config, do nothing, and end as if all were well."""
+    with pytest.raises(UserError) as caught:
+        check_ids(["run", run_id, "--config_file", config])
+    assert str(caught.value) == message
+    (tmp_path / "args.json").write_text(json.dumps({"run_id": run_id}))
+    with pytest.raises(UserError, match=f"run {run_id}: "):
+        check_ids(["run", "--args_file", str(tmp_path / "args.json"), "--config_file", config])
+
+
+def test_other_forms_of_a_run_pass(tmp_path: Path) -> None:
+    parts = {"run": ["@trainer"], "evaluating": "@run", "one": "$print()", "trainer": {"_target_": "a.B"}}
+    (tmp_path / "train.json").write_text(json.dumps(parts))
+    for run_id in (["run"], ["evaluating"], ["one"], ["trainer"], ["trainer#max_epochs"], [], ["--run_id", "one"]):
+        check_ids(["run", *run_id, "--config_file", str(tmp_path / "train.json")])
+
+
+def test_ids_that_monai_adds_pass(config: str) -> None:
+    words = ["--tracking", "mlflow", "--tracking_uri", "sqlite:///runs.db", "--experiment_name", "hippocampus"]
+    check(config, *words, "--run_name", "first", "--save_execute_config", "false", "--workflow_name", "ConfigWorkflow")
+
+
 def test_ids_in_an_args_file_are_checked_too(config: str, tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text(json.dumps({"config_file": config, "epoch": 3}))
     with pytest.raises(UserError, match="did you mean 'epochs'"):

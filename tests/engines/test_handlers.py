@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.common.errors import UserError
-from scripts.engines.handlers import EpochLog, TensorBoard, ValidationScores
+from scripts.engines.handlers import EpochLog, OutputAsList, TensorBoard, ValidationScores
 
 
 def test_a_line_replaces_that_of_its_epoch_and_later_ones(tmp_path: Path) -> None:
@@ -38,6 +38,7 @@ def train(folder: Path, losses: Sequence[float], done: int = 0) -> None:
     """Epochs of one iteration with these losses, the first ``done`` of which were trained before."""
     engine = Engine(lambda engine, batch: {"loss": torch.tensor(losses[engine.state.epoch - 1])})
     engine.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    OutputAsList().attach(engine)
     EpochLog(str(folder), Engine(lambda *_: None), {"a": 1}).attach(engine)
     engine.load_state_dict({"epoch": done, "max_epochs": len(losses), "epoch_length": 1})
     engine.run([{"image": torch.zeros(1)}])

@@ -92,9 +92,9 @@ def test_the_configs_use_them(tmp_path: Path, files: list[str]) -> None:
     parser.read_config([str(CONFIGS / file) for file in files])
     parser.update({"bundle_root": str(CONFIGS.parent), "checkpoint": trained, "tta": True})
     inferer = parser.get_parsed_content("inferer")
-    assert list(inferer.inferer.roi_size) == [16, 24, 16]
-    assert inferer.flips == [[], [3]]
+    assert inferer.patch_size == (16, 24, 16)
+    assert inferer.flips == [(), (1,)]
     training = ConfigParser()
     training.read_config(str(CONFIGS / "train.json"))
-    kept = training["run"][-1]["settings"]
+    kept = training["opening"]["settings"]
     assert {"patch_size", "mirror_axes"} <= kept.keys()

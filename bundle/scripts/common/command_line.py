@@ -42,8 +42,11 @@ Result = TypeVar("Result")
 
 # Arguments of `monai.bundle run` itself.
 _RUN_ARGUMENTS = (
-    "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type help".split()
+    "run_id init_id final_id meta_file config_file logging_file tracking args_file workflow_type workflow_name "
+    "properties_path help".split()
 )
+# Ids that it adds to a config with `--tracking`, and some of our configs then have.
+_TRACKING_IDS = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 
 # Options that name files and folders, as every option whose name ends in _dir does.
 _PATHS = {"bundle_root", "checkpoint", "pretrained", "splits", "task_file", "weights", "postprocessing_rules"}
@@ -87,15 +90,17 @@ def check_ids(arguments: Sequence[str]) -> None:
     given = option_values(arguments)
     overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
     files = as_config_files(given.get("config_file"))
+    run_id = given.get("run_id", "".join(word for word in arguments[1:2] if not word.startswith("-")))
     if "args_file" in given:
         from_file = _read_args(given["args_file"])
+        run_id = run_id or str(from_file.get("run_id", ""))
         files = files or as_config_files(from_file.pop("config_file", None))
         for name, value in from_file.items():
             check_separator(name, str(value))
         paths = {name: str(value) for name, value in from_file.items() if value is not None and _is_path(name)}
         overrides = {name: "" for name in from_file if name not in _RUN_ARGUMENTS} | paths | overrides
     parts = _config_parts(files)
-    known = {*parts, "_meta_"} if files else set()
+    known = {*parts, *_TRACKING_IDS, "_meta_"} if files else set()
     for name, value in overrides.items():
         if value == "None":
             raise UserError(f"--{name} None: MONAI drops such a setting; write --{name} null")
@@ -108,7 +113,7 @@ def check_ids(arguments: Sequence[str]) -> None:
         _check_part(f"--{name}", parts.get(name), DefaultParseValue(value))
     if known:
         check_words(arguments, allowed=known)
-        _check_run(given.get("run_id", "".join(arguments[1:2])), known)
+        _check_run(run_id or "run", parts)
 
 
 def check_separator(name: str, value: str) -> None:
@@ -283,9 +288,22 @@ def _read_args(file: str) -> dict[str, Any]:
     return content
 
 
-def _check_run(run_id: str, known: Container[str]) -> None:
-    if run_id in _RUNS and run_id not in known:
+def _check_run(run_id: str, parts: Mapping[str, Any]) -> None:
+    """Refuse a run that MONAI would not find, or whose part of the config it would build and then do nothing."""
+    if "#" in run_id or "::" in run_id or _does_something(run_id, parts):
+        return
+    if run_id in _RUNS:
         raise UserError(f"{run_id} is defined in configs/{_RUNS[run_id]}: name it in --config_file")
+    runs = [name for name in parts if isinstance(parts[name], (list, str)) and _does_something(name, parts)]
+    what = "is a part of the config, and nothing that runs" if run_id in parts else "is not defined in any config file"
+    raise UserError(f"run {run_id}: {run_id} {what}{_suggest(run_id, runs)}")
+
+
+def _does_something(name: str, parts: Mapping[str, Any]) -> bool:
+    value = parts.get(name)
+    if isinstance(value, str) and value.startswith("@"):
+        return value[1:] != name and _does_something(value[1:], parts)
+    return isinstance(value, list) or str(value).startswith("$") or (isinstance(value, dict) and "_target_" in value)
 
 
 def _keep_freed_memory() -> None:

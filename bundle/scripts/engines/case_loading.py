@@ -24,6 +24,10 @@ class BrokenCase(dict):
         """The file and what is wrong with it; most errors name the file themselves."""
         return printable(f"{self['file']}: {self['error'].removeprefix(self['file'] + ' ')}")
 
+    def __missing__(self, key: str) -> Any:
+        """An evaluator that is run on its own asks for the image."""
+        raise UserError(str(self))
+
 
 class CaseDataset(Dataset):
     """A dataset that hands out a BrokenCase, and does not raise, where a case cannot be loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _scored_cases(metrics: Path) -> set[str]:
 class SaveScores:
     """Score each case on its original grid; write metrics.csv (a row per case and class) and metrics.json.
 
-    Works with several processes: their rows are gathered and the main process writes.
+    Works with several processes: their rows are gathered and the main process writes. It also has the mean Dice of each
+    class in the engine's metrics, for MONAI's trackers.
 
     Args:
         output_dir: where the two files go.
@@ -121,7 +123,7 @@ class SaveScores:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
@@ -147,6 +149,8 @@ class SaveScores:
         if not is_main_process():
             return
         summary, cases = summarize(rows), len({row["case"] for row in rows})
+        means = {f"dice_{name}": scores["dice"]["mean"] for name, scores in summary.items()}
+        engine.state.metrics |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
         write_csv(self.folder.table, rows)
         content = {
             "settings": self.settings,

@@ -30,6 +30,7 @@ __all__ = [
     "EMA_MOMENTUM",
     "EpochLog",
     "GradientClipping",
+    "OutputAsList",
     "PrepareAhead",
     "SeedEachEpoch",
     "TensorBoard",
@@ -61,6 +62,18 @@ class GradientClipping:
         if engine.amp and engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class OutputAsList:
+    """Hand on an iteration's output as handlers of MONAI expect it, its trackers above all: a list, here of one item,
+    the batch. Taking the batch apart for them would cost time and tell them nothing. The first of the handlers.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.state.output = [engine.state.output]
 
 
 class PrepareAhead:
@@ -213,7 +226,7 @@ class EpochLog:
         self.waited += time.perf_counter() - self.asked
 
     def _end_iteration(self, engine: Engine) -> None:
-        self.losses.append(engine.state.output["loss"].detach())
+        self.losses.append(engine.state.output[0]["loss"].detach())
         self.samples += len(engine.state.batch["image"]) * world_size()
         if engine.state.iteration % engine.state.epoch_length == 0:
             self.losses[-1].item()  # a GPU may be some iterations behind: the clock waits for it

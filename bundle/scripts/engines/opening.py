@@ -11,7 +11,7 @@ from typing import Any
 from ignite.engine import Engine
 
 from ..common.atomic_writing import replacing
-from ..common.command_line import as_typed, differing
+from ..common.command_line import as_typed, differing, from_words
 from ..common.distributed import is_main_process
 from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers
@@ -20,7 +20,7 @@ from ..data.layouts import case_files
 from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 from .weights import read_settings
 
-__all__ = ["open_run", "run_to_end"]
+__all__ = ["open_run", "run_folder", "run_to_end"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -70,6 +70,20 @@ def open_run(
     elif is_main_process():  # the others see what it makes
         refuse_foreign(_not_ours(folder, settings), "--output_dir", empty_too=True)
     _make_folder(folder, settings)
+
+
+@from_words
+def run_folder(output_dir: str, cases: Sequence[Mapping[str, Any]], resume: bool = False) -> str:
+    """The folder that a training writes into: ``output_dir``, or OUTPUT_DIR_2, OUTPUT_DIR_3, … beside it, where cases
+    that a program handed in are trained on and a run is there already.
+
+    Such cases, of MONAI Label for one, have no names of a data set's. They are others each time, so that the earlier
+    run cannot go on, and there is nobody to give another folder.
+    """
+    if resume or not cases or any("name" in case for case in cases):
+        return str(output_dir)
+    folders = (RunFolder(f"{output_dir}{end}") for end in ("", *(f"_{number}" for number in range(2, 10_000))))
+    return str(next(folder.path for folder in folders if not (_exists(folder.checkpoint) or _exists(folder.final))))
 
 
 def run_to_end(trainer: Engine) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from monai.data import DataLoader
 from monai.engines import Evaluator
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, SaveImaged
 from tqdm import tqdm
 
 from ..common.command_line import from_words
@@ -71,7 +71,7 @@ def input_cases(
     are named so; else every file is a case, and so is a file that holds all channels itself.
 
     Args:
-        input_dir: a folder, or one image file.
+        input_dir: a folder, or one image file; without one there is no case yet.
         output_dir: where the predictions will go.
         skip_existing: leave out cases whose prediction is there, whole and of the image's size.
         overwrite: allow predictions that are there to be replaced.
@@ -79,11 +79,11 @@ def input_cases(
         save_probabilities: whether the class probabilities will be saved too.
 
     Raises:
-        UserError: no input; a case lacks channels, or the input is one of its files; two outputs would be one file;
-            predictions are there and neither switch is set; nothing may be written there (images/outputs.py).
+        UserError: the input is not there; a case lacks channels, or the input is one of its files; two outputs would be
+            one file; predictions are there and neither switch is set; nothing may be written there (images/outputs.py).
     """
     if not input_dir:
-        raise UserError("give the image or the folder of images to predict with --input_dir")
+        return []
     _check_whole_case(Path(str(input_dir)), in_channels)
     # A command line hands on a number where a folder is called 2024.
     cases = group_channels(list_images(str(input_dir)), in_channels)
@@ -254,8 +254,10 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-class SavePredictiond(MapTransform):
+class SavePredictiond(SaveImaged):
     """Save the predicted label map and, if asked, the class probabilities, under the image's name.
+
+    A SaveImaged by class only: programs that save by themselves, as MONAI Label, know by it what to leave out.
 
     Args:
         keys: the label map (1, *spatial), on the grid of the image file.
@@ -266,13 +268,14 @@ class SavePredictiond(MapTransform):
     """
 
     def __init__(self, keys: Sequence[Hashable], output_dir: str, probabilities_key: str | None = None) -> None:
-        super().__init__(keys)
+        MapTransform.__init__(self, keys)  # SaveImaged's own makes a writer
         self.output_dir = output_dir
         self.probabilities_key = probabilities_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data["image"].meta["filename_or_obj"]
         target = output_path({"name": data.get("name") or case_name(image), "image": image}, self.output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)  # for an evaluator that is run on its own
         path = probabilities_path(target)
         if self.probabilities_key:  # before the label map, which tells skip_existing that a case is done
             save_probabilities(path, data[self.probabilities_key].cpu().numpy(), like=image)

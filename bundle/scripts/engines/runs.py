@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import Evaluator
+from monai.handlers import CheckpointLoader
 
-from ..common.command_line import from_words
+from ..common.command_line import from_words, or_none
 from ..common.distributed import gather_objects
+from ..common.errors import UserError
 from ..data.preparation import prepare_cases
 from ..data.prepared import PreparedDataset
 from ..data.transforms import Preparation
@@ -23,29 +25,17 @@ from .pretrained import start_from
 from .provenance import record_predictions, write_training_cases
 from .resuming import restore_run
 
-__all__ = ["evaluate", "infer", "train"]
+__all__ = ["OpenFirst", "Opening", "evaluate", "infer", "train"]
 
 
-@from_words
-def train(
-    trainer: Engine,
-    evaluator: Engine,
-    network: torch.nn.Module,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    training: PreparedDataset,
-    validation: PreparedDataset,
-    preparation: Preparation,
-    settings: Mapping[str, Any],
-    output_dir: str,
-    cache_dir: str,
-    resume: bool = False,
-    pretrained: str | None = None,
-    num_workers: int = 0,
-) -> None:
-    """Train a fold, from the start or from where it stopped.
+class Opening:
+    """What a training does before its first epoch: open its folder, prepare its cases, take the weights it starts from.
+
+    ``train`` does it first of all; a trainer that another program runs on its own, as a federated client does round by
+    round, when it starts for the first time (see OpenFirst).
 
     Args:
-        trainer, evaluator: the evaluator validates.
+        evaluator: validates.
         network: what is trained, without wrappers.
         lr_scheduler: of the trainer's optimiser.
         training, validation: the same training cases in every process; each its own share of the held-out ones.
@@ -55,17 +45,84 @@ def train(
         resume: whether to go on with the run in ``output_dir``.
         pretrained: weights to start from, or None.
         num_workers: processes that prepare cases.
+    """
+
+    @from_words
+    def __init__(
+        self,
+        evaluator: Engine,
+        network: torch.nn.Module,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        training: PreparedDataset,
+        validation: PreparedDataset,
+        preparation: Preparation,
+        settings: Mapping[str, Any],
+        output_dir: str,
+        cache_dir: str,
+        resume: bool = False,
+        pretrained: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        self.evaluator, self.network, self.lr_scheduler = evaluator, network, lr_scheduler
+        self.training, self.validation, self.preparation = training, validation, preparation
+        self.settings, self.output_dir, self.cache_dir = settings, output_dir, cache_dir
+        self.resume, self.pretrained, self.num_workers = resume, pretrained, num_workers
+        self.is_open = False
+
+    def prepare(self, trainer: Engine) -> None:
+        """All of it.
+
+        Raises:
+            UserError: no case is held out; see also each step.
+        """
+        if not len(self.validation):
+            raise UserError("no case is held out to choose the best weights by: hand in some to validate with")
+        facts = {**self.settings, **self.preparation.facts()}
+        open_run(self.output_dir, self.resume, facts, self.cache_dir, self.training.data)
+        start_from(self.network, self.pretrained, self.resume)
+        held_out = gather_objects(list(self.validation.data))
+        earlier = self.pretrained or _loads_first(trainer)
+        write_training_cases(self.output_dir, self.settings["fold"], self.training.data, held_out, earlier, self.resume)
+        prepare_cases(self.training, self.validation, self.preparation.spacing, self.num_workers)
+        restore_run(trainer, self.evaluator, self.network, self.lr_scheduler, self.output_dir, self.resume)
+        self.is_open = True
+
+
+class OpenFirst:
+    """Among the trainer's handlers: no training without its Opening, whoever runs the trainer."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not self.opening.is_open:
+            self.opening.prepare(engine)
+
+
+def train(trainer: Engine, opening: Opening) -> None:
+    """Train a fold, from the start or from where it stopped.
+
+    Args:
+        trainer: what trains.
+        opening: of its run.
 
     Raises:
-        UserError: see each step.
+        UserError: see Opening.
     """
-    open_run(output_dir, resume, {**settings, **preparation.facts()}, cache_dir, training.data)
-    start_from(network, pretrained, resume)
-    held_out = gather_objects(list(validation.data))
-    write_training_cases(output_dir, settings["fold"], training.data, held_out, pretrained, resume)
-    prepare_cases(training, validation, preparation.spacing, num_workers)
-    restore_run(trainer, evaluator, network, lr_scheduler, output_dir, resume)
-    run_to_end(trainer)
+    try:
+        opening.prepare(trainer)
+        run_to_end(trainer)
+    finally:
+        opening.is_open = False
+
+
+def _loads_first(trainer: Engine) -> str | None:
+    """The weights that a handler of another program puts in when training starts, as MONAI Label's does."""
+    handlers = [handler for handler, *_ in trainer._event_handlers[Events.STARTED]]
+    return next((handler.load_path for handler in handlers if isinstance(handler, CheckpointLoader)), None)
 
 
 def evaluate(evaluator: Evaluator, checkpoint: str | Sequence[str], evaluation_dir: str, predictions_dir: str) -> None:
@@ -85,7 +142,13 @@ def evaluate(evaluator: Evaluator, checkpoint: str | Sequence[str], evaluation_d
     run_clean(evaluator)
 
 
-def infer(evaluator: Evaluator, dataloader: DataLoader, checkpoint: str | Sequence[str], output_dir: str) -> None:
+def infer(
+    evaluator: Evaluator,
+    dataloader: DataLoader,
+    checkpoint: str | Sequence[str],
+    output_dir: str,
+    input_dir: str | None = None,
+) -> None:
     """Predict a folder of images with a network that has its weights.
 
     Args:
@@ -93,9 +156,12 @@ def infer(evaluator: Evaluator, dataloader: DataLoader, checkpoint: str | Sequen
         dataloader: of a CaseDataset, one case at a time.
         checkpoint: the weights' file, or several, for the record of who predicted.
         output_dir: where the evaluator's postprocessing saves.
+        input_dir: where the cases are from, if somebody said so.
 
     Raises:
-        UserError: see each step.
+        UserError: nobody gave anything to predict; see also each step.
     """
+    if or_none(input_dir) is None and not dataloader.dataset.data:
+        raise UserError("give the image or the folder of images to predict with --input_dir")
     record_predictions(output_dir, checkpoint, dataloader.dataset.data)
     predict(evaluator, dataloader, output_dir)

@@ -235,6 +235,7 @@ RULES = {
     ),
     "sw_batch_size": _COUNT,
     "tta": _FLAG,
+    "update_models": _FLAG,
     "val_interval": _COUNT,
     "warmup": _SHARE,
     "weight_decay": _NOT_NEGATIVE,

@@ -1,4 +1,4 @@
-"""Settings that inference has to share with the training of its weights."""
+"""Settings that inference has to share with the training of its weights, or must not take over from it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.command_line import differing, option_values
+from ..common.command_line import differing, from_words, option_values
 from ..common.distributed import is_main_process
 from ..common.errors import UserError
 from .ensemble import checkpoint_paths
 from .weights import read_settings
 
-__all__ = ["as_trained"]
+__all__ = ["as_trained", "input_folder"]
 
 logger = logging.getLogger("lightm_unet")
 
@@ -54,6 +54,22 @@ def _as_trained(
         raise UserError(f"the weights were trained with different values of {name} ({said}): give one with --{name}")
     _say(logging.INFO, f"{name} {first} is used, as in training ({said}), not the {value} of the task overlay")
     return first
+
+
+@from_words
+def input_folder(
+    input_dir: str | None = None, dataset_dir: str | None = None, overlays: Sequence[str | Path] = ()
+) -> str | None:
+    """What inference predicts: ``input_dir``, or what MONAI's tools call ``dataset_dir``, unless that is only what the
+    task overlay says of its training data.
+
+    Args:
+        input_dir, dataset_dir: of the configs, or given.
+        overlays: files where ``dataset_dir`` may come from.
+    """
+    if input_dir or not dataset_dir:
+        return input_dir
+    return None if any(_overlay_says(Path(path), "dataset_dir", dataset_dir) for path in overlays) else dataset_dir
 
 
 def _say(level: int, message: str) -> None:

@@ -21,6 +21,7 @@ from .writing import copy_tiff_spacing, write_like
 
 __all__ = [
     "LoadCased",
+    "image_in_memory",
     "load_image",
     "save_label_map",
     "save_probabilities",
@@ -34,10 +35,11 @@ class LoadCased(MapTransform):
     """Load a case's image and label channel-first and check them, so that nothing later fails obscurely.
 
     2D images of every format are read as (channels, rows, columns), volumes in the voxel order of their file. A label
-    lies on its image's grid: it takes over the image's affine, which may differ by a rounding of the header.
+    lies on its image's grid: it takes over the image's affine, which may differ by a rounding of the header. What is
+    in memory already, as another program hands it in, is checked likewise (see image_in_memory).
 
     Args:
-        keys: "image" (a path, or one path per channel) and, where there is one, "label".
+        keys: "image" (a path, one path per channel, or a tensor) and, where there is one, "label".
         spatial_dims: of the image files, 2 or 3.
         in_channels: channels the image must have.
         labels: name -> value of every foreground label; 0 is the background.
@@ -69,12 +71,15 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = dict(data)
         for key in self.keys:
-            self._check_plan(first_file(data[key]))
-            case[key] = load_image(case[key], self.spatial_dims, label=key == "label", grey=self.in_channels == 1)
+            if isinstance(case[key], torch.Tensor):
+                case[key] = image_in_memory(case[key], self.spatial_dims, f"the {key}")
+            else:
+                self._check_plan(first_file(data[key]))
+                case[key] = load_image(case[key], self.spatial_dims, label=key == "label", grey=self.in_channels == 1)
             check = self._check_label if key == "label" else self._check_image
-            check(case[key], first_file(data[key]))
+            check(case[key], case[key].meta["filename_or_obj"])
         if {"image", "label"} <= set(self.keys):
-            _check_grids(case["image"], case["label"], first_file(data["image"]), data["label"])
+            _check_grids(case["image"], case["label"])
             case["label"].affine = case["image"].affine
         return case
 
@@ -140,6 +145,30 @@ def load_image(
     return _to_tensor(RawImage(array, images[0].affine), spatial_dims, str(paths[0]))
 
 
+def image_in_memory(image: torch.Tensor, spatial_dims: int, name: str = "the image") -> MetaTensor:
+    """An image that is no file as load_image gives one.
+
+    Args:
+        image: (*spatial) of one channel, or (channels, *spatial); a MetaTensor with its affine, voxel index to RAS
+            millimetres, or a 2D picture, which needs none.
+        spatial_dims: 2 or 3.
+        name: what it is called where it came from no file.
+
+    Raises:
+        UserError: other spatial dimensions, or no usable affine.
+    """
+    known = isinstance(image, MetaTensor)
+    path = str(image.meta.get("filename_or_obj", name)) if known else name
+    if spatial_dims == 3 and not known:
+        raise UserError(f"{path} has no affine: give the 4x4 matrix from voxel index to RAS millimetres with it")
+    array = _compact(torch.as_tensor(image).detach().cpu().numpy(), label=False)
+    if array.ndim not in (spatial_dims, spatial_dims + 1):
+        raise UserError(f"{path} has {array.ndim} axes: give {spatial_dims}, or one more, the channels first")
+    array = array[None] if array.ndim == spatial_dims else array
+    affine = np.asarray(image.affine.cpu(), np.float64) if known else None
+    return _to_tensor(RawImage(array, affine), spatial_dims, path)
+
+
 def save_label_map(path: Path, label_map: np.ndarray, like: str | Path) -> None:
     """Write a label map on the grid of the image it was made from, whose geometry it keeps.
 
@@ -199,7 +228,8 @@ def _to_tensor(raw: RawImage, spatial_dims: int, path: str) -> MetaTensor:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=affine, meta=meta)
 
 
-def _check_grids(image: MetaTensor, label: MetaTensor, image_path: str, label_path: str | Path) -> None:
+def _check_grids(image: MetaTensor, label: MetaTensor) -> None:
+    image_path, label_path = (tensor.meta["filename_or_obj"] for tensor in (image, label))
     if image.shape[1:] != label.shape[1:]:
         raise UserError(
             f"{image_path} is {tuple(image.shape[1:])} but its label {label_path} is {tuple(label.shape[1:])}: "

@@ -59,7 +59,7 @@ def group_norm_relu(
         ValueError: a shape or x's dtype does not fit, or C is not a multiple of `num_groups`.
     """
     if torch.compiler.is_compiling():
-        return _operator(x, num_groups, weight, bias, eps, relu)[0]
+        return torch.ops.lightm_unet.group_norm_relu(x, num_groups, weight, bias, eps, relu)[0]
     return _GroupNormReLU.apply(x, num_groups, weight, bias, eps, relu)
 
 
@@ -177,29 +177,24 @@ class _GroupNormReLU(torch.autograd.Function):
         return dx, None, dweight, dbias, None, None
 
 
-# For torch.compile and torch.export: one operator in the graph.
-@torch.library.custom_op("lightm_unet::group_norm_relu", mutates_args=())
-def _operator(
+def _forward_operator(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor]:
     return group_norm_relu_forward(x, num_groups, weight, bias, eps, relu)
 
 
-@_operator.register_fake
-def _(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor]:
     statistics = x.new_empty((x.shape[0], 2, num_groups), dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.contiguous_format), statistics
 
 
-@torch.library.custom_op("lightm_unet::group_norm_relu_backward", mutates_args=())
 def _backward_operator(
     dy: Tensor, x: Tensor, statistics: Tensor, num_groups: int, weight: Tensor, bias: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return group_norm_relu_backward(dy, x, statistics, num_groups, weight, bias, relu)
 
 
-@_backward_operator.register_fake
-def _(
+def _fake_backward(
     dy: Tensor, x: Tensor, statistics: Tensor, num_groups: int, weight: Tensor, bias: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -213,11 +208,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, statistics, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = _backward_operator(dy, x, statistics, ctx.num_groups, weight, bias, ctx.relu)
+    backward = torch.ops.lightm_unet.group_norm_relu_backward
+    dx, dweight, dbias = backward(dy, x, statistics, ctx.num_groups, weight, bias, ctx.relu)
     return dx, None, dweight, dbias, None, None
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+def _register() -> None:
+    """Make one operator of a graph of it, for torch.compile and torch.export; once a process (see three_phase.py)."""
+    forward = torch.library.custom_op("lightm_unet::group_norm_relu", _forward_operator, mutates_args=())
+    backward = torch.library.custom_op("lightm_unet::group_norm_relu_backward", _backward_operator, mutates_args=())
+    forward.register_fake(_fake)
+    backward.register_fake(_fake_backward)
+    forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+if not hasattr(torch.ops.lightm_unet, "group_norm_relu"):
+    _register()
 
 
 def _check(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> None:

@@ -217,18 +217,6 @@ def _parameter(x: Tensor | None) -> Any:
     return None if x is None else x.float().contiguous()
 
 
-torch.library.define(
-    "lightm_unet::selective_scan",
-    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus, Tensor? initial_state, bool save, str backend) -> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "lightm_unet::selective_scan_backward",
-    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "bool delta_softplus, Tensor saved, Tensor dy, Tensor? dlast_state, str backend) -> Tensor[]",
-)
-
-
 def _forward_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return forward(*arguments)[:3]
 
@@ -256,7 +244,6 @@ def _backward_operator(
     return [gradients[name].contiguous() if name in gradients else u.new_empty(0) for name in _DIFFERENTIABLE]
 
 
-@torch.library.register_fake("lightm_unet::selective_scan")
 def _fake(u: Tensor, delta: Tensor, A: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     states, save = A.shape[1], arguments[-2]
@@ -265,7 +252,6 @@ def _fake(u: Tensor, delta: Tensor, A: Tensor, *arguments: Any) -> tuple[Tensor,
     return u.new_empty(u.shape), fp32.new_empty(batch, channels, states), saved
 
 
-@torch.library.register_fake("lightm_unet::selective_scan_backward")
 def _fake_backward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, *arguments: Any
 ) -> list[Tensor]:
@@ -292,8 +278,9 @@ def _differentiate(
     dy: Tensor | None,
     dlast_state: Tensor | None,
     _: Tensor | None,
-    operator: Callable[..., list[Tensor]] = torch.ops.lightm_unet.selective_scan_backward,
+    operator: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor | None, ...]:
+    operator = operator or torch.ops.lightm_unet.selective_scan_backward
     *tensors, initial_state, saved = ctx.saved_tensors
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
     gradients = operator(*tensors, ctx.delta_softplus, saved, dy, dlast_state, ctx.backend)
@@ -304,10 +291,30 @@ def _differentiate(
     return *result, None, dinitial, None, None
 
 
-# Not as decorators: these give None back.
-torch.library.impl("lightm_unet::selective_scan", ("cuda", "cpu"))(_forward_operator)
-torch.library.impl("lightm_unet::selective_scan_backward", ("cuda", "cpu"))(_backward_operator)
-torch.library.register_autograd("lightm_unet::selective_scan", _differentiate, setup_context=_setup_context)
+def _register() -> None:
+    """Make the operators known to PyTorch, where a name is given once a process: a program that imports the bundle
+    again, as MONAI Label does, keeps the first."""
+    arguments = (
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+        "bool delta_softplus"
+    )
+    forward_name, backward_name = "lightm_unet::selective_scan", "lightm_unet::selective_scan_backward"
+    torch.library.define(
+        forward_name, f"({arguments}, Tensor? initial_state, bool save, str backend) -> (Tensor, Tensor, Tensor)"
+    )
+    torch.library.define(
+        backward_name, f"({arguments}, Tensor saved, Tensor dy, Tensor? dlast_state, str backend) -> Tensor[]"
+    )
+    # Not as decorators: these give None back.
+    torch.library.impl(forward_name, ("cuda", "cpu"))(_forward_operator)
+    torch.library.impl(backward_name, ("cuda", "cpu"))(_backward_operator)
+    torch.library.register_fake(forward_name, _fake)
+    torch.library.register_fake(backward_name, _fake_backward)
+    torch.library.register_autograd(forward_name, _differentiate, setup_context=_setup_context)
+
+
+if not hasattr(torch.ops.lightm_unet, "selective_scan"):
+    _register()
 
 
 class _Scan(torch.autograd.Function):
