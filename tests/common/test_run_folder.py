@@ -53,6 +53,6 @@ def texts(path: Path) -> Iterator[str]:
 
 def test_the_configs_say_the_same() -> None:
     for config in (BUNDLE_ROOT / "configs").glob("*.json"):
-        said = re.findall(r"@(?:output|evaluation)_dir \+ '/([^']+)'", config.read_text(encoding="utf-8"))
+        said = re.findall(r"@(?:output|evaluation|run)_dir \+ '/([^']+)'", config.read_text(encoding="utf-8"))
         assert {*said} <= names(), config.name
         assert said or config.name not in ("train.json", "evaluate.json"), f"{config.name} joins paths otherwise"
