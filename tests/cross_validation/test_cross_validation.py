@@ -18,9 +18,10 @@ import torch
 from generators import hard_case, write_image, write_nnunet
 
 from scripts.common.errors import UserError
-from scripts.cross_validation import __main__ as cross_validation
-from scripts.cross_validation.__main__ import gather, main
+from scripts.cross_validation import running
+from scripts.cross_validation.__main__ import main
 from scripts.cross_validation.folds import EVALUATION, Fold, Settings
+from scripts.cross_validation.gathering import gather
 from scripts.engines.provenance import Run, check_held_out, read_provenance, write_provenance
 from scripts.engines.weights import weights_digest
 from scripts.metrics import METRICS
@@ -169,12 +170,12 @@ def test_a_finished_fold_trains_on_when_asked_for_more_epochs(
     short_run(tmp_path / "fold_0")
     commands = []
 
-    def run(command: list[str], fold: Fold) -> None:
+    def run(command: list[str], what: str) -> None:
         commands.append(command)
         if better:
-            (fold.folder / "model.pt").write_text("better")
+            (tmp_path / "fold_0/model.pt").write_text("better")
 
-    monkeypatch.setattr(cross_validation, "_run", run)
+    monkeypatch.setattr(running, "run_program", run)
     given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0"]
     for epochs in ("1", "2"):
         main([*given, "--epochs", epochs])
@@ -265,7 +266,7 @@ def test_an_evaluation_by_other_settings_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     commands = []
-    monkeypatch.setattr(cross_validation, "_run", lambda command, fold: commands.append(command[4]))
+    monkeypatch.setattr(running, "run_program", lambda command, what: commands.append(command[4]))
     given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0", "--overlap", "0.25"]
     short_run(tmp_path / "fold_0")
     checkpoint = str(tmp_path / "fold_0/model.pt")
