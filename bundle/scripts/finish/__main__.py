@@ -1,0 +1,144 @@
+"""Finish a task whose networks are trained: rules, predictions, a report.
+
+``python -m scripts.finish --config_file "['configs/train.json','configs/tasks/NAME.json']" --input_dir IMAGES
+--output_dir OUT`` evaluates the held-out cases of all trained folds that are not evaluated yet, learns postprocessing
+rules from them, predicts the images with TTA and all folds together, cleans the predictions and writes a report and
+summary.json. It never trains. What is there already of the same weights and settings is taken, so that after an
+interruption the same command goes on. Settings of the training that were typed are to be typed again, as
+``--init_filters 16``; any id of the configs can be set but ``labels``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.command_line import as_config_files, check_words
+from ..common.errors import UserError, show_user_errors_plainly
+from ..common.workers import end_children_with_this_process
+from ..cross_validation.folds import ALL
+from ..images.pairs import files_by_case
+from .configuration import Configuration
+from .output import Output, file_digests
+from .steps import Inputs, clean, determine_rules, draw, evaluate, predict, write_configuration
+from .summary import format_end, write_summary
+
+__all__ = ["main"]
+
+EXIT_STATUS = """exit status:
+  0  everything is in the output folder
+  1  a step failed, or something has to be put right; the message says what
+  2  wrong usage of this command"""
+SAMPLES = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Raises UserError, which the command line shows as one line."""
+    show_user_errors_plainly()
+    for name in ("monai", "ignite"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options, overrides = _arguments(argv)
+    inputs = Inputs(options.input_dir, options.labels, options.samples, options.workers)
+    configuration = Configuration(as_config_files(options.config_file), overrides, options.folds_dir)
+    configuration.take_folds(options.fold)
+    finish(configuration, inputs, options.output_dir, options.overwrite)
+    return 0
+
+
+def finish(configuration: Configuration, inputs: Inputs, output_dir: Path, overwrite: bool = False) -> None:
+    """All steps, one after the other.
+
+    Args:
+        overwrite: replace predictions that were made with other weights, settings or images.
+
+    Raises:
+        UserError: see each step.
+    """
+    images = inputs.cases(configuration.in_channels)
+    _check_labels(inputs, images)
+    output = Output(output_dir, filter(None, [inputs.path, inputs.labels]))
+    made_of = {
+        "weights": configuration.digests(),
+        "settings": configuration.inference_settings(),
+        "images": file_digests(images),
+    }
+    output.check_predictions(made_of, overwrite)
+    output.open(made_of)
+    print(f"{configuration.name}: {configuration.numbers()} in {configuration.root}", flush=True)
+    for fold in configuration.unfinished:
+        print(f"note: the training of fold {fold.number} has not ended, and it is left out", flush=True)
+    _say(1, "held-out cases")
+    held_out = evaluate(configuration, output)
+    _say(2, "postprocessing rules")
+    why_none = determine_rules(configuration, held_out, output, inputs)
+    rules = write_configuration(configuration, output)
+    _say(3, f"prediction of {len(images)} cases")
+    predict(configuration, output, inputs)
+    _say(4, "postprocessing")
+    changed = clean(rules, configuration.task.labels, output, inputs)
+    _say(5, "report")
+    report = draw(configuration, output, inputs)
+    summary = write_summary(configuration, held_out, rules, why_none, changed, report, output)
+    print("\n" + format_end(summary, output), flush=True)
+
+
+def _say(number: int, step: str) -> None:
+    print(f"\n[{number}/5] {step}", flush=True)
+
+
+def _check_labels(inputs: Inputs, images: dict) -> None:
+    """Before anything takes time."""
+    if inputs.labels is None:
+        return
+    missing = sorted(images.keys() - files_by_case(inputs.labels).keys())
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(
+            f"--labels {inputs.labels} has no label of {', '.join(missing[:5])}{more}: leave --labels out, or predict "
+            "labelled images only"
+        )
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.finish",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config_file", required=True, help="the training config and the task's overlay, as for training")
+    add("--input_dir", type=Path, required=True, metavar="DIR", help="the images to predict, or one image")
+    add("--labels", type=Path, metavar="DIR", help="their labels, where there are any")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="where everything goes")
+    add(
+        "--samples", type=_count, default=SAMPLES, metavar="N", help="cases that the report draws (default %(default)s)"
+    )
+    add("--fold", type=_fold, metavar="K", help="predict with this fold alone (default: all that are trained)")
+    add("--folds_dir", type=Path, metavar="DIR", help="folder of fold_0, fold_1, … (default: where training puts them)")
+    add("--workers", type=_count, metavar="N", help="processes, each with a case in memory; 0: none besides this one")
+    add("--overwrite", action="store_true", help="replace predictions of other weights, settings or images")
+    options, overrides = parser.parse_known_args(argv)
+    check_words(["--config_file", options.config_file, *overrides])
+    return options, overrides
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text}")
+    return int(text)
+
+
+def _fold(text: str) -> int | str:
+    return text if text == ALL else _count(text)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run that it waits for is ended too
+    end_children_with_this_process()
+    sys.exit(main())
