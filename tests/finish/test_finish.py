@@ -295,7 +295,9 @@ def test_places_that_results_must_not_go_to(task: Task, tmp_path: Path, runs: li
         main(task.words(task.new / "images"))
     with pytest.raises(UserError, match="holds the images or labels of a data set"):
         main(task.words(task.data / "imagesTr"))
-    assert runs == []
+    with pytest.raises(UserError, match="MONAI reads # as ::"):
+        main(task.words(tmp_path / "out#2"))
+    assert runs == [] and not (tmp_path / "out#2").exists()
 
 
 def test_as_a_program(own: Task, tmp_path: Path) -> None:

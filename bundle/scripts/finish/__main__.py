@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.command_line import as_config_files, check_words
+from ..common.command_line import as_config_files, check_separator, check_words
 from ..common.errors import UserError, show_user_errors_plainly
 from ..common.workers import end_children_with_this_process
 from ..cross_validation.folds import ALL
@@ -125,6 +126,8 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add("--overwrite", action="store_true", help="replace predictions of other weights, settings or images")
     options, overrides = parser.parse_known_args(argv)
     check_words(["--config_file", options.config_file, *overrides])
+    for name in ("input_dir", "output_dir", "folds_dir"):
+        check_separator(name, os.path.abspath(getattr(options, name) or ""))
     return options, overrides
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ class Configuration:
         machine = {name: value for name, value in option_values(self.overrides).items() if name in OF_MACHINE}
         given = {"bundle_root": self.settings.bundle_root} | machine | dict(options)
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        files = str([INFERENCE, str(overlay)])
+        files = str([INFERENCE, os.path.abspath(overlay)])
         return [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", files, *words]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def predict(configuration: Configuration, output: Output, inputs: Inputs) -> Non
     if not missing:
         print("all are there already, of these weights and settings", flush=True)
         return
-    options = {"input_dir": inputs.path, "output_dir": target, "skip_existing": "true", "postprocessing_rules": "none"}
+    options = {"input_dir": os.path.abspath(inputs.path), "output_dir": os.path.abspath(target)}
+    options |= {"skip_existing": "true", "postprocessing_rules": "none"}
     run_program(configuration.inference(output.folder.configuration, options), "the prediction")
 
 
