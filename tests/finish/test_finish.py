@@ -311,7 +311,7 @@ def test_as_a_program(own: Task, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "scripts.finish", *words, "--input_dir", str(broken)]
     done = subprocess.run(call, cwd=BUNDLE_ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "case.png cannot be read as an image" in done.stdout, done.stdout
+    assert "case.png: cannot be read as an image" in done.stdout, done.stdout
     assert done.stderr.rstrip().endswith(
         "error: the prediction did not finish (its message stands above); once that is put right, the same command "
         "goes on from here"

@@ -20,6 +20,7 @@ from ..images.outputs import check_output_folder, open_folder, refuse_foreign
 __all__ = ["Output", "digest_of", "file_digests"]
 
 OPTION = "--output_dir"
+CONFIGURATIONS = "configurations"  # in the record: their names
 MADE_OF = "predictions"  # in the record: what the predictions were made with
 STEPS = "steps"  # in the record: step -> {"of": digest of what it was made from, "made": {file: digest}, "found": …}
 
@@ -76,9 +77,13 @@ class Output:
             _take_away(predictions)
         self.record = {key: value for key, value in self.record.items() if key != MADE_OF}
 
-    def open(self, made_of: Mapping[str, Any]) -> None:
-        """Make the folder, and note what its predictions will be made with before the first is."""
+    def open(self, names: Sequence[str]) -> None:
+        """Make the folder, and note of which configurations it is before anything else is written."""
         open_folder(self.folder.path, OPTION)
+        self._write(self.record | {CONFIGURATIONS: list(names)})
+
+    def begin_predictions(self, made_of: Mapping[str, Any]) -> None:
+        """Note what predictions will be made with, before the first is; check_predictions comes first."""
         self._write(self.record | {MADE_OF: dict(made_of)})
 
     def done(self, step: str, of: Any) -> dict[str, Any] | None:
@@ -117,7 +122,7 @@ class Output:
         except (OSError, ValueError):
             return {}
         ours = isinstance(record, dict) and all(isinstance(record.get(key, {}), dict) for key in (MADE_OF, STEPS))
-        return record if ours and MADE_OF in record else {}
+        return record if ours and CONFIGURATIONS in record else {}
 
 
 def digest_of(value: Any) -> str:

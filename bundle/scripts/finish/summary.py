@@ -22,6 +22,7 @@ def write_summary(
     why_none: str | None,
     changed: Sequence[Mapping[str, Any]],
     report: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
     output: Output,
 ) -> dict[str, Any]:
     """Write summary.json.
@@ -31,12 +32,13 @@ def write_summary(
         rules, why_none: one of them.
         changed: what each rule changed in the predictions.
         report: the report's summary.
+        comparison: of several configurations, of which this was chosen; see comparison.compare.
 
     Returns:
-        {"configuration": {"name", "config_files", "settings"}, "folds", "weights": {file: digest}, "held_out": scores
-        of the raw predictions of held-out cases, "rules": what was learned with its evidence, "no_rules": why there are
-        none, "changed_voxels": [{"rule", "class", "voxels", "cases"}, …], "predicted": {"cases", "units", "raw",
-        "cleaned"}, scores where there are labels, else sizes, "files"}.
+        {"configuration": {"name", "config_files", "settings"}, "comparison", "folds", "weights": {file: digest},
+        "held_out": scores of the raw predictions of held-out cases, "rules": what was learned with its evidence,
+        "no_rules": why there are none, "changed_voxels": [{"rule", "class", "voxels", "cases"}, …],
+        "predicted": {"cases", "units", "raw", "cleaned"}, scores where there are labels, else sizes, "files"}.
     """
     place = output.folder
     files = {
@@ -55,6 +57,7 @@ def write_summary(
             "config_files": configuration.settings.files,
             "settings": configuration.inference_settings(),
         },
+        "comparison": comparison,
         "folds": [fold.number for fold in configuration.folds],
         "weights": dict(zip(map(str, configuration.weights), configuration.digests(), strict=True)),
         "held_out": {key: scores[key] for key in ("cases", "classes")} if scores else None,
