@@ -122,11 +122,12 @@ REPORT = {
 }
 FINISH = {
     "config_file": ("/nowhere/task.json",),
-    "folds_dir": ("/nowhere",),
+    "folds_dir": ("/nowhere", "out#2"),
     "fold": ("9", "-1", "first", "1.5"),
     "input_dir": ("/nowhere",),
     "labels": ("/nowhere",),
     "output_dir": ("/proc/nowhere", "out#2"),
+    "pack": ("/proc/nowhere/mine.zip", "mine.tar"),
     "samples": WHOLE[1:4],
     "workers": WHOLE[1:4],
     "epochs": ("0", "-1", "many"),

@@ -29,6 +29,7 @@ from ..images.pairs import files_by_case
 from .comparison import check_comparable, compare, format_comparison
 from .configuration import Configuration
 from .output import Output, file_digests
+from .packing import check_archive, pack
 from .steps import Inputs, clean, determine_rules, draw, evaluate, predict, write_configuration
 from .summary import format_end, write_summary
 
@@ -49,16 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = _arguments(argv)
     inputs = Inputs(options.input_dir, options.labels, options.samples, options.workers)
     configurations = _configurations(options, overrides)
-    finish(configurations, inputs, options.output_dir, options.overwrite)
+    if options.pack:
+        check_archive(options.pack, options.overwrite)
+    finish(configurations, inputs, options.output_dir, options.overwrite, options.pack)
     return 0
 
 
-def finish(configurations: Sequence[Configuration], inputs: Inputs, output_dir: Path, overwrite: bool = False) -> None:
+def finish(
+    configurations: Sequence[Configuration],
+    inputs: Inputs,
+    output_dir: Path,
+    overwrite: bool = False,
+    archive: Path | None = None,
+) -> None:
     """All steps, one after the other.
 
     Args:
         configurations: with their folds; of several the best is predicted with.
         overwrite: replace predictions that were made with other weights, settings or images.
+        archive: a zip that the finished task is packed into.
 
     Raises:
         UserError: see each step.
@@ -91,6 +101,8 @@ def finish(configurations: Sequence[Configuration], inputs: Inputs, output_dir: 
     _say(5, "report")
     report = draw(chosen, output, inputs)
     summary = write_summary(chosen, held_out[chosen.name], rules, why_none, changed, report, comparison, output)
+    if archive is not None:
+        pack(chosen, summary, archive, output, inputs.cases(chosen.in_channels))
     print("\n" + format_end(summary, output), flush=True)
 
 
@@ -162,6 +174,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     folds = "folder of fold_0, fold_1, … (default: where training puts them); one for each --config_file"
     add("--folds_dir", type=Path, action="append", metavar="DIR", help=folds)
     add("--workers", type=_count, metavar="N", help="processes, each with a case in memory; 0: none besides this one")
+    add("--pack", type=Path, metavar="FILE.zip", help="also write the task as a bundle of its own, and try it")
     add("--overwrite", action="store_true", help="replace predictions of other weights, settings or images")
     options, overrides = parser.parse_known_args(argv)
     for files in options.config_file:

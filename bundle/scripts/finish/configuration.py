@@ -120,10 +120,14 @@ class Configuration:
             "postprocessing_rules": "none" if rules is None else str(rules.resolve()),
         }
 
+    def machine_settings(self) -> dict[str, str]:
+        """What was typed about where to run, as --device."""
+        typed = option_values(self.overrides)
+        return {name: value for name, value in typed.items() if name in OF_MACHINE - {"bundle_root"}}
+
     def inference(self, overlay: Path, options: Mapping[str, Any]) -> list[str]:
         """The command that predicts with an overlay of this configuration on this machine."""
-        machine = {name: value for name, value in option_values(self.overrides).items() if name in OF_MACHINE}
-        given = {"bundle_root": self.settings.bundle_root} | machine | dict(options)
+        given = {"bundle_root": self.settings.bundle_root} | self.machine_settings() | dict(options)
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         files = str([INFERENCE, os.path.abspath(overlay)])
         return [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", files, *words]
