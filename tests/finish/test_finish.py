@@ -316,3 +316,12 @@ def test_as_a_program(own: Task, tmp_path: Path) -> None:
         "error: the prediction did not finish (its message stands above); once that is put right, the same command "
         "goes on from here"
     )
+
+
+def test_one_image_without_labels(task: Task, tmp_path: Path, runs: list[str]) -> None:
+    words = task.words(tmp_path / "out", "--samples", "5")
+    words[words.index("--input_dir") + 1] = str(task.new / "images/case_14_0000.png")
+    main(words)
+    assert list(arrays(tmp_path / "out/postprocessed")) == ["case_14"]
+    predicted = json.loads((tmp_path / "out/summary.json").read_text())["predicted"]
+    assert predicted["cases"] == 1 and predicted["units"] == {"area_px": "px"}, "sizes, since there are no labels"
