@@ -325,3 +325,12 @@ def test_one_image_without_labels(task: Task, tmp_path: Path, runs: list[str]) -
     assert list(arrays(tmp_path / "out/postprocessed")) == ["case_14"]
     predicted = json.loads((tmp_path / "out/summary.json").read_text())["predicted"]
     assert predicted["cases"] == 1 and predicted["units"] == {"area_px": "px"}, "sizes, since there are no labels"
+
+
+def test_files_of_others_among_ours_are_kept(task: Task, tmp_path: Path, runs: list[str]) -> None:
+    main(task.words(tmp_path / "out", "--samples", "0"))
+    mine = tmp_path / "out/predictions/note.txt"
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"note\.txt would be replaced"):
+        main(task.words(tmp_path / "out", "--samples", "0", "--keep_largest", "true", "--overwrite"))
+    assert mine.read_text() == "mine" and list(arrays(tmp_path / "out/predictions")) == NEW
