@@ -80,7 +80,7 @@ def finish(
     made_of = _made_of(chosen, inputs)
     if len(configurations) == 1:  # before anything takes time
         output.check_predictions(made_of, overwrite)
-    output.open([configuration.name for configuration in configurations])
+    output.begin([configuration.name for configuration in configurations])
     _say(1, "held-out cases")
     held_out = {configuration.name: _evaluate(configuration, output) for configuration in configurations}
     comparison = None

@@ -26,7 +26,7 @@ STEPS = "steps"  # in the record: step -> {"of": digest of what it was made from
 
 
 class Output:
-    """The folder, checked: nothing is made before open().
+    """The folder, checked: nothing is made before begin().
 
     Args:
         folder: as it was typed.
@@ -77,7 +77,7 @@ class Output:
             _take_away(predictions)
         self.record = {key: value for key, value in self.record.items() if key != MADE_OF}
 
-    def open(self, names: Sequence[str]) -> None:
+    def begin(self, names: Sequence[str]) -> None:
         """Make the folder, and note of which configurations it is before anything else is written."""
         open_folder(self.folder.path, OPTION)
         self._write(self.record | {CONFIGURATIONS: list(names)})
