@@ -52,10 +52,20 @@ help:  ## list the targets
 demo: $(STAMP)  ## segment both hippocampi of an embedded brain image on the CPU with the shipped weights
 	@cd bundle && $(VENV_PYTHON) -m scripts.demo --output_dir "$(abspath $(OUT))"
 
+# Where the task's folds are trained, if they are.
+TRAINED = $(wildcard bundle/output/$(TASK)/fold_*/model_final.pt)
+
 report: OUT := report_output
 report: INPUT = $(abspath $(or $(IN),$(OUT)/input))
-report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels OUT=folder TASK=hippocampus
+report: $(STAMP)  ## segment a folder, with your training if there is one, and report: IN=images LABELS=labels OUT=folder TASK=name
 	@$(if $(wildcard bundle/configs/tasks/$(TASK).json),,$(error TASK: there is no bundle/configs/tasks/$(TASK).json))
+ifneq ($(TRAINED),)
+	@echo "make: $(words $(TRAINED)) trained fold(s) of $(TASK) in bundle/output/$(TASK): python -m scripts.finish"
+	@$(if $(IN),,cd bundle && $(VENV_PYTHON) -c '$(WRITE_DEMO_INPUT)' "$(INPUT)")
+	@cd bundle && $(VENV_PYTHON) -m scripts.finish --config_file "['configs/train.json','configs/tasks/$(TASK).json']" \
+	--input_dir "$(INPUT)" $(if $(LABELS),--labels "$(abspath $(LABELS))") --output_dir "$(abspath $(OUT))" --overwrite \
+	$(ARGS)
+else
 	@test -z "$$(ls "$(abspath $(OUT))/prediction" 2>/dev/null)" || \
 	test -e "$(abspath $(OUT))/prediction/predictions.json" || { \
 	echo "make: $(OUT)/prediction holds files that no prediction wrote: move them away, or give another OUT" >&2; exit 1; }
@@ -65,6 +75,7 @@ report: $(STAMP)  ## segment a folder and report on it: IN=images LABELS=labels 
 	@cd bundle && $(VENV_PYTHON) -m scripts.report --config_file $(TASK_FILES) --images "$(INPUT)" \
 	--predictions "$(abspath $(OUT))/prediction" $(if $(LABELS),--labels "$(abspath $(LABELS))" --subset) \
 	--output_dir "$(abspath $(OUT))/report" --overwrite
+endif
 
 test: $(STAMP)  ## the whole test suite, in two processes
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

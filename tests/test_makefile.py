@@ -35,7 +35,7 @@ def case(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_report(folder: Path, *options: str, python: Path | str = sys.executable, **variables: Path) -> Result:
+def make_report(folder: Path, *options: str, python: Path | str = sys.executable, **variables: Path | str) -> Result:
     """`make report` with the small network; an existing file as the stamp: this Python already has the packages."""
     arguments = f"--checkpoint {folder / 'weights.pt'} --init_filters 8 --tta false"
     given = {"VENV_PYTHON": python, "STAMP": "Makefile", "OUT": folder / "out", "ARGS": arguments, **variables}
@@ -80,6 +80,19 @@ def test_without_folders_the_demo_images_without_references(tmp_path: Path) -> N
     assert "write_inputs" in done.stdout
     assert done.stdout.count(f'"{tmp_path / "out/input"}"') == 3, "written, segmented and drawn"
     assert "--labels" not in done.stdout
+
+
+def test_a_training_that_is_there_is_used(tmp_path: Path) -> None:
+    folds = "bundle/output/mine/fold_0/model_final.pt bundle/output/mine/fold_1/model_final.pt"
+    done = make_report(
+        tmp_path, "--dry-run", IN=tmp_path / "images", LABELS=tmp_path / "labels", TRAINED=folds, ARGS="--samples 3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 trained fold(s) of hippocampus in bundle/output/hippocampus: python -m scripts.finish" in done.stdout
+    command = done.stdout[done.stdout.index("-m scripts.finish --config_file") :]
+    for words in (f'--input_dir "{tmp_path / "images"}"', f'--labels "{tmp_path / "labels"}"', "--samples 3"):
+        assert words in command
+    assert "monai.bundle" not in done.stdout and "scripts.report" not in done.stdout
 
 
 def test_an_unknown_task_is_one_clear_error(tmp_path: Path) -> None:

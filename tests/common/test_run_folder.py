@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.common import BUNDLE_ROOT
-from scripts.common.run_folder import PREDICTIONS, SUMMARY, RunFolder
+from scripts.common.run_folder import PREDICTIONS, SUMMARY, FinishedFolder, RunFolder
 
 SCRIPTS = BUNDLE_ROOT / "scripts"
 HOME = "common/run_folder.py"
@@ -18,8 +18,8 @@ OTHERS = {"data/prepared.py": {"settings.json"}, "images/data_folders.py": {"set
 
 def names() -> set[str]:
     """Of all files and folders, as the home has them."""
-    run = RunFolder("run")
-    paths = [*vars(run).values(), *vars(run.evaluation).values()]
+    run, finished = RunFolder("run"), FinishedFolder("run")
+    paths = [*vars(run).values(), *vars(run.evaluation).values(), *vars(finished).values()]
     return {path.name for path in paths if isinstance(path, Path) and path != run.path} | {PREDICTIONS, SUMMARY}
 
 
@@ -27,8 +27,9 @@ def test_what_earlier_versions_wrote_is_found() -> None:
     """Runs, weights and scores of users lie under these names."""
     files = {"checkpoint.pt", "model.pt", "model_final.pt", "settings.json", "cases.json", "training.log", "log.jsonl"}
     files |= {"postprocessing.json"}
-    results = {"metrics.json", "metrics.csv", "predictions.json", "summary.json"}
-    assert names() == files | results | {"tensorboard", "evaluation", "predictions"}
+    results = {"metrics.json", "metrics.csv", "predictions.json", "summary.json", "finish.json", "configuration.json"}
+    folders = {"tensorboard", "evaluation", "predictions", "held_out", "postprocessed", "report"}
+    assert names() == files | results | folders
     assert RunFolder("a").evaluation.predictions == Path("a/evaluation/predictions")
     assert RunFolder.of("a/b/model_final.pt").settings == Path("a/b/settings.json")
     assert RunFolder.of("model.pt").cases == Path("cases.json")

@@ -12,9 +12,10 @@ import pytest
 from fold_cases import TRAIN, finished, short_run, write_scores
 
 from scripts.common.errors import UserError
-from scripts.cross_validation import __main__ as cross_validation
-from scripts.cross_validation.__main__ import gather, main
+from scripts.cross_validation import running
+from scripts.cross_validation.__main__ import main
 from scripts.cross_validation.folds import Fold
+from scripts.cross_validation.gathering import gather
 
 
 def test_an_evaluation_of_other_cases_does_not_count(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_an_evaluation_by_other_settings_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     commands = []
-    monkeypatch.setattr(cross_validation, "_run", lambda command, fold: commands.append(command[4]))
+    monkeypatch.setattr(running, "run_program", lambda command, what: commands.append(command[4]))
     given = ["--config_file", str(TRAIN), "--output_dir", str(tmp_path), "--fold", "0", "--overlap", "0.25"]
     short_run(tmp_path / "fold_0")
     checkpoint = str(tmp_path / "fold_0/model.pt")

@@ -15,8 +15,11 @@ from PIL import Image
 from report_cases import AFFINE, cube, write, write_volumes
 
 from scripts.common.errors import UserError
+from scripts.images.task import Task
 from scripts.report import figures
 from scripts.report.__main__ import main
+from scripts.report.pairing import pair_cases
+from scripts.report.writing import write_report
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 
@@ -102,6 +105,16 @@ def test_without_references_sizes_only(volumes: Path) -> None:
     assert volume == pytest.approx((125 * 3 + 1) / 3 * 3 / 1000)
     assert summary["postprocessing"] is None
     assert "Without references" in (out / "report.html").read_text()
+
+
+def test_cases_are_drawn_from_the_whole_order(tmp_path: Path) -> None:
+    for size in range(2, 9):
+        write(tmp_path / f"pred/{size}.nii.gz", cube((12, 12, 12), 1, 1 + size))
+    (tmp_path / "report").mkdir()
+    cases = pair_cases(tmp_path / "pred", None, None, None)
+    for count, drawn in ((4, "2468"), (9, "2345678")):
+        summary = write_report(cases, tmp_path / "report", Task(), panels=count, workers=0, spread=True)
+        assert "".join(summary["figures"]["cases"]) == drawn, "smallest to largest, at even distances"
 
 
 def test_pictures_in_pixels_and_one_case_without_sd(tmp_path: Path) -> None:

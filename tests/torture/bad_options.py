@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from . import samples
 from .ground import Ground
@@ -127,6 +129,23 @@ REPORT = {
     "tolerance": ("-1", "much", "nan"),
     "workers": WHOLE[1:4],
 }
+FINISH = {
+    "config_file": ("/nowhere/task.json",),
+    "folds_dir": ("/nowhere", "out#2"),
+    "fold": ("9", "-1", "first", "1.5"),
+    "input_dir": ("/nowhere",),
+    "labels": ("/nowhere",),
+    "output_dir": ("/proc/nowhere", "out#2"),
+    "pack": ("/proc/nowhere/mine.zip", "mine.tar"),
+    "samples": WHOLE[1:4],
+    "workers": WHOLE[1:4],
+    "epochs": ("0", "-1", "many"),
+    "overlap": SHARE,
+    "init_filters": ("16",),
+    "checkpoint": ("/nowhere/model.pt",),
+    "postprocessing_rules": ("none",),
+    "no_such_id": ("3",),
+}
 
 
 def scenarios(ground: Ground) -> Iterator[Scenario]:
@@ -144,7 +163,17 @@ def scenarios(ground: Ground) -> Iterator[Scenario]:
     yield from _each("report", samples.report(overlay, ground.predictions, ground.volumes, out), REPORT)
     validation = samples.cross_validation(overlay, out, ground.cache)
     yield from _each("cross-validation", validation[:-3], CROSS_VALIDATION)
+    finish = samples.finish(overlay, _folds(ground), ground.cache, images, out)
+    yield from _each("finish", finish, FINISH)
     yield from _folders(ground)
+
+
+def _folds(ground: Ground) -> Path:
+    """The folder of folds in which the trained run is fold 0."""
+    folds = ground.folder / "folds"
+    if not folds.exists():
+        shutil.copytree(ground.run, folds / "fold_0")
+    return folds
 
 
 def _each(name: str, command: Words, options: Mapping[str, tuple[str, ...]]) -> Iterator[Scenario]:
@@ -175,6 +204,8 @@ def _folders(ground: Ground) -> Iterator[Scenario]:
         yield Scenario(f"evaluation into {name}", samples.evaluating(overlay, run, cache, place), word)
         yield Scenario(f"apply into {name}", samples.apply(ground.predictions, ground.rules, place), word)
         yield Scenario(f"report into {name}", samples.report(overlay, ground.predictions, ground.volumes, place), word)
+        finish = samples.finish(overlay, _folds(ground), cache, images, place)
+        yield Scenario(f"finish into {name}", finish, word)
         yield Scenario(f"training in {name}", samples.training(overlay, place, cache), word)
     yield Scenario("training in a finished run", samples.training(overlay, run, cache), (str(run),))
     yield Scenario(

@@ -63,6 +63,9 @@ def subjects(ground: Ground) -> list[Subject]:
     def with_cache(folder: Path) -> None:
         shutil.copytree(ground.cache, folder / "cache")
 
+    def with_fold(folder: Path) -> None:
+        shutil.copytree(ground.run, folder / "runs/fold_0")
+
     def predict(folder: Path, *more: str) -> Words:
         return samples.inference(overlay, images, folder / "out", weights, *more)
 
@@ -100,6 +103,11 @@ def subjects(ground: Ground) -> list[Subject]:
         ),
         Subject(
             "report", lambda folder: samples.report(overlay, ground.predictions, ground.volumes, folder / "report")
+        ),
+        Subject(
+            "finish",
+            lambda folder: samples.finish(overlay, folder / "runs", ground.cache, images, folder / "out"),
+            prepare=with_fold,
         ),
     ]
 

@@ -125,6 +125,12 @@ def report(overlay: Path, predictions: Path, dataset: Path, output: Path, *more:
     return [*words, "--workers", "1", "--panels", "1", *more]
 
 
+def finish(overlay: Path, folds: Path, cache: Path, images: Path, output: Path, *more: str) -> Words:
+    options = {"folds_dir": folds, "cache_dir": cache, "input_dir": images, "output_dir": output, "tta": "false"}
+    few = ["--workers", "0", "--samples", "1"]
+    return ["scripts.finish", *_files("train.json", overlay)[:2], *_options(options), *few, *more]
+
+
 def write_rules(file: Path) -> Path:
     """Postprocessing rules that change something."""
     keep = {"largest_component": True, "min_size": None, "fill_holes": True}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["PREDICTIONS", "SUMMARY", "RunFolder", "ScoresFolder"]
+__all__ = ["PREDICTIONS", "SUMMARY", "FinishedFolder", "RunFolder", "ScoresFolder"]
 
 PREDICTIONS = "predictions.json"  # in any folder of predictions: which model made them, see engines/provenance.py
 SUMMARY = "summary.json"  # in a report's folder: every number of it
@@ -54,3 +54,22 @@ class ScoresFolder:
         self.metrics = self.path / "metrics.json"  # every score, the summary and what they depend on
         self.table = self.path / "metrics.csv"  # a row a case and class
         self.predictions = self.path / "predictions"
+
+
+class FinishedFolder:
+    """What finishing a task leaves (python -m scripts.finish).
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record = self.path / "finish.json"  # what everything here was made from, so that it is known again
+        self.held_out = self.path / "held_out"  # a ScoresFolder for each configuration
+        self.rules = self.path / "postprocessing.json"  # learned from held_out
+        self.configuration = self.path / "configuration.json"  # what inference has to be told to predict the same
+        self.predictions = self.path / "predictions"  # as the networks made them
+        self.postprocessed = self.path / "postprocessed"  # cleaned by the rules
+        self.report = self.path / "report"
+        self.summary = self.path / SUMMARY

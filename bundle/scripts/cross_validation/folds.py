@@ -23,7 +23,9 @@ from ..engines.weights import read_settings, weights_digest
 from ..images.files import case_name, image_suffix
 from ..report.curves import read_log
 
-__all__ = ["EVALUATION", "Fold", "Settings"]
+__all__ = ["ALL", "EVALUATION", "Fold", "Settings"]
+
+ALL = "all"  # the fold that holds nothing out
 
 EVALUATION = str(BUNDLE_ROOT / "configs/evaluate.json")
 RAW = {"postprocessing_rules": "none"}
@@ -39,7 +41,7 @@ class Fold(NamedTuple):
         scored_with: the settings that its scores are to be made with.
     """
 
-    number: int
+    number: int | str
     folder: Path
     epochs: int
     scored_with: Mapping[str, Any] = {}
@@ -122,9 +124,14 @@ class Fold(NamedTuple):
 
 
 class Settings:
-    """The config files and overrides of all folds, as the command line gives them."""
+    """The config files and overrides of all folds, as the command line gives them.
 
-    def __init__(self, files: Sequence[str], overrides: Sequence[str]) -> None:
+    Args:
+        folder_option: of the command, which names the folder of all folds, for messages.
+    """
+
+    def __init__(self, files: Sequence[str], overrides: Sequence[str], folder_option: str = "--output_dir") -> None:
+        self.folder_option = folder_option
         self.files = [str(Path(file)) for file in files]
         self.overrides = list(overrides)
         values = option_values(overrides)
@@ -147,7 +154,8 @@ class Settings:
         self.epochs = parser.get_parsed_content("epochs")
         check_settings(epochs=self.epochs)
 
-    def fold(self, number: int) -> Fold:
+    def fold(self, number: int | str) -> Fold:
+        """One fold; "all" is the training on all cases, which holds nothing out."""
         folder = Path(self.root) / f"fold_{number}"
         parser = self._parser([*self.files, EVALUATION], number)
         raw = {} if "postprocessing_rules" in self.own else RAW
@@ -168,13 +176,27 @@ class Settings:
         parser = self._parser(self.files, fold.number)
         now = {key: parser.get_parsed_content(key) for key in trained if key in parser}
         changed = [f"{key} {trained[key]}" for key in differing(trained, now)]
-        if self.splits and fold.held_out not in (None, {*read_splits(self.splits)[fold.number]["val"]}):
+        own = self.splits and fold.number != ALL
+        if own and fold.held_out not in (None, {*read_splits(self.splits)[fold.number]["val"]}):
             changed.append("another --splits")
         if changed:
             raise UserError(
                 f"fold {fold.number} in {fold.folder} was trained with {', '.join(changed)}: give that again, or "
-                "another --output_dir"
+                f"another {self.folder_option}"
             )
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """What configs and command line say of these ids."""
+        parser = self._parser(self.files, 0)
+        return {name: parser.get_parsed_content(name) for name in names}
+
+    def held_out_cases(self, fold: Fold) -> list[dict[str, Any]]:
+        """What a fold holds out, [{"name", "image": path or paths, "label": path}, …].
+
+        Raises:
+            UserError: the data set, or the split file, cannot be used; see data/datalist.py.
+        """
+        return self._parser(self.files, fold.number).get_parsed_content("cases").validation
 
     def training(self, fold: Fold) -> list[str]:
         """The command that trains a fold or finishes its training; it knows no ids that only evaluation has."""
@@ -189,7 +211,7 @@ class Settings:
         raw = {} if "postprocessing_rules" in self.own else RAW
         return self._command("evaluating", fold, [*self.files, EVALUATION], self.overrides, raw)
 
-    def _parser(self, files: Sequence[str], fold: int) -> ConfigParser:
+    def _parser(self, files: Sequence[str], fold: int | str) -> ConfigParser:
         parser = _read_configs(files)
         parser.update({**self.own, "fold": fold})
         return parser

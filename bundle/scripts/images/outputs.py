@@ -17,7 +17,7 @@ from ..common import BUNDLE_ROOT
 from ..common.command_line import or_none
 from ..common.errors import UserError, cannot_write
 from ..common.leftovers import remove_leftovers, temporary_beside
-from ..common.run_folder import PREDICTIONS, SUMMARY, RunFolder
+from ..common.run_folder import PREDICTIONS, SUMMARY, FinishedFolder, RunFolder
 from .data_folders import cache_folder, data_set_folder, input_folders
 from .files import image_suffix
 
@@ -33,7 +33,9 @@ __all__ = [
 MODELS = BUNDLE_ROOT / "models"  # the weights that the bundle ships
 # What runs, predictions, evaluations and reports write under these names.
 _RUN = RunFolder("")
+_FINISHED = FinishedFolder("")
 KEPT = {_RUN.settings.name, _RUN.cases.name, _RUN.evaluation.metrics.name, PREDICTIONS, SUMMARY}
+KEPT |= {_FINISHED.record.name, _FINISHED.configuration.name}
 
 
 def check_output_folder(folder: Any, option: str, inputs: Iterable[str | Path] = ()) -> Path:

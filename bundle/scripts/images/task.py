@@ -12,7 +12,7 @@ from typing import Any
 from ..common import BUNDLE_ROOT
 from ..common.errors import UserError
 
-__all__ = ["Task", "read_task"]
+__all__ = ["Task", "read_task", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,19 @@ def read_task(*paths: str | Path) -> Task:
     for path in paths:
         overlay = _read_overlay(path)
         config |= _base_of(overlay, path) | overlay
-    labels, regions, shown = config.get("labels"), config.get("regions") or {}, ", ".join(map(str, paths))
+    return task_of(config, ", ".join(map(str, paths)))
+
+
+def task_of(config: Mapping[str, Any], shown: str) -> Task:
+    """The task that the settings of an overlay, or of several together, describe.
+
+    Args:
+        shown: where they come from, for messages.
+
+    Raises:
+        UserError: they declare no labels, or a region names none of them.
+    """
+    labels, regions = config.get("labels"), config.get("regions") or {}
     if not isinstance(labels, dict) or not labels or not all(type(v) is int and v > 0 for v in labels.values()):
         raise UserError(f'{shown} needs "labels": {{"name": value above 0, …}}: give an overlay of configs/tasks')
     if not isinstance(regions, dict) or not all(_is_names(names) for names in regions.values()):

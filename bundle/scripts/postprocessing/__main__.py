@@ -14,13 +14,11 @@ from ..engines.provenance import check_held_out
 from ..images.outputs import check_output_file, open_folder
 from ..images.pairs import pair_files
 from ..images.task import read_task
-from .apply import Rules, describe, load_rules
-from .determine import determine
+from .apply import describe, load_rules
+from .determine import FEW_CASES, determine, format_evidence
 from .folder import apply_to_folder
 
 __all__ = ["main"]
-
-FEW_CASES = 10
 
 DETERMINE = """Decides which of these help, and writes them with the evidence: keeping only the largest component of the
 whole foreground or of a class, removing small components of a class, filling its holes. One is adopted only if the
@@ -51,7 +49,7 @@ def _determine(options: argparse.Namespace) -> None:
         write_json(options.output, rules)
     except OSError as error:
         raise UserError(f"cannot write {options.output}: {error.strerror}; give another --output") from error
-    print(_report(rules) + f"\nwritten: {options.output}")
+    print(format_evidence(rules) + f"\nwritten: {options.output}")
 
 
 def _apply(options: argparse.Namespace) -> None:
@@ -59,20 +57,6 @@ def _apply(options: argparse.Namespace) -> None:
     print(describe(rules))
     count = apply_to_folder(options.predictions, rules, options.output_dir, options.overwrite, options.workers)
     print(f"{count} label maps written to {options.output_dir}")
-
-
-def _report(rules: Rules) -> str:
-    """What was adopted, and the mean Dice before and after."""
-    evidence = rules["evidence"]
-    before, after, defined = (evidence[key] for key in ("dice_before", "dice_after", "defined_cases"))
-    width = max(map(len, before)) + 2
-    lines = [f"{evidence['cases']} cases; adopted: {describe(rules)}"]
-    lines.append(f"{'mean Dice':<{width}}{'before':>10}{'after':>10}{'gain':>10}{'cases':>8}")
-    for name, value in before.items():
-        scores = [value, after[name], None if value is None or after[name] is None else after[name] - value]
-        cells = [f"{'-':>10}" if score is None else f"{score:10.4f}" for score in scores]
-        lines.append(f"{name:<{width}}{''.join(cells)}{defined[name]:8}")
-    return "\n".join(lines)
 
 
 def _names(file: Path) -> list[str]:

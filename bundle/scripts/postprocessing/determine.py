@@ -27,12 +27,18 @@ from ..common.workers import map_cases
 from ..images.pairs import Pair
 from ..images.task import Task
 from ..metrics import class_groups
-from .apply import Rules, no_rules
+from .apply import Rules, describe, no_rules
 from .evidence import CaseEvidence, component_evidence, hole_evidence
 
-__all__ = ["determine"]
+__all__ = ["FEW_CASES", "NothingToLearnError", "determine", "format_evidence"]
+
+FEW_CASES = 10  # from fewer, what helps by chance is adopted too
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class NothingToLearnError(UserError):
+    """The cases can be read, but no rule can come of them: they are too few, or there is nothing to clean."""
 
 
 def determine(pairs: Sequence[Pair], task: Task, workers: int | None = None) -> Rules:
@@ -49,11 +55,11 @@ def determine(pairs: Sequence[Pair], task: Task, workers: int | None = None) -> 
         "after", "cases_improved", "cases_degraded"} (of the class's Dice, or of the mean over classes).
 
     Raises:
-        UserError: fewer than two cases, cases that cannot be used (all are listed), no foreground at all, or cases
-            with and without a spacing.
+        NothingToLearnError: fewer than two cases, or no foreground at all.
+        UserError: cases that cannot be used (all are listed), or cases with and without a spacing.
     """
     if len(pairs) < 2:
-        raise UserError(
+        raise NothingToLearnError(
             f"{len(pairs)} case is too few to learn postprocessing from: whatever helps it would be adopted. Give the "
             "held-out predictions of a whole fold, or of all folds"
         )
@@ -68,6 +74,20 @@ def determine(pairs: Sequence[Pair], task: Task, workers: int | None = None) -> 
     holes = map_cases(partial(hole_evidence, task=task, rules=search.rules), pairs, "holes", workers)
     search.try_holes(np.stack(list(holes)))
     return search.result()
+
+
+def format_evidence(rules: Rules) -> str:
+    """What was adopted, and the mean Dice before and after."""
+    evidence = rules["evidence"]
+    before, after, defined = (evidence[key] for key in ("dice_before", "dice_after", "defined_cases"))
+    width = max(map(len, before)) + 2
+    lines = [f"{evidence['cases']} cases; adopted: {describe(rules)}"]
+    lines.append(f"{'mean Dice':<{width}}{'before':>10}{'after':>10}{'gain':>10}{'cases':>8}")
+    for name, value in before.items():
+        scores = [value, after[name], None if value is None or after[name] is None else after[name] - value]
+        cells = [f"{'-':>10}" if score is None else f"{score:10.4f}" for score in scores]
+        lines.append(f"{name:<{width}}{''.join(cells)}{defined[name]:8}")
+    return "\n".join(lines)
 
 
 @dataclass
@@ -227,9 +247,11 @@ class Search:
 
 def _check_usable(cases: Sequence[CaseEvidence]) -> None:
     if not any(case.reference[1:].any() for case in cases):
-        raise UserError(f"none of the {len(cases)} labels holds any of the task's classes: nothing can be learned")
+        raise NothingToLearnError(
+            f"none of the {len(cases)} labels holds any of the task's classes: nothing can be learned"
+        )
     if not any(len(case.components.size) for case in cases):
-        raise UserError(f"none of the {len(cases)} predictions holds any class: there is nothing to clean")
+        raise NothingToLearnError(f"none of the {len(cases)} predictions holds any class: there is nothing to clean")
     units = sorted({case.unit for case in cases})
     if len(units) > 1:
         raise UserError(f"the cases are measured in {' and '.join(units)}: put them into one format")

@@ -1,0 +1,1 @@
+"""Finish a task whose networks are trained: rules, predictions, report (python -m scripts.finish)."""
