@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from threads import threads
 from workflow_runs import SMALL_2D, SMALL_3D, TINY, run, write_dataset_json, write_volume
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny tensors: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +64,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_3d(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run of two epochs."""
     output = tmp_path_factory.mktemp("run_3d") / "run"
-    run("training", "train.json", dataset_dir=str(volumes), output_dir=str(output), **TINY, **SMALL_3D)
+    with threads(1):
+        run("training", "train.json", dataset_dir=str(volumes), output_dir=str(output), **TINY, **SMALL_3D)
     return output
 
 
@@ -76,5 +75,6 @@ def run_2d(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run_2d") / "run"
     settings = TINY | {"iterations_per_epoch": 20, "learning_rate": 0.01}
     lung = ("train.json", "tasks/lung_xray.json")
-    run("training", *lung, dataset_dir=str(pictures), output_dir=str(output), **settings, **SMALL_2D)
+    with threads(1):
+        run("training", *lung, dataset_dir=str(pictures), output_dir=str(output), **settings, **SMALL_2D)
     return output

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from threads import threads
 
 from scripts.common.errors import UserError
 from scripts.engines.ensemble import Ensemble, checkpoint_paths, load_checkpoints, with_ensemble
@@ -14,8 +16,9 @@ from scripts.networks import LightMUNet
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    with threads(1):
+        yield
 
 
 def network(seed: int) -> LightMUNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from monai.data import decollate_batch
 from monai.inferers import SimpleInferer
+from threads import threads
 from whole_image import whole_image
 
 from scripts.common.errors import UserError
@@ -21,8 +23,9 @@ from scripts.inference import logits
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    with threads(1):
+        yield
 
 
 def position_weighted(x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from generators import write_image
 from hypothesis import given, settings
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
+from threads import threads
 
 from scripts.common.errors import in_one_line
 from scripts.data.resampling import resize
@@ -34,11 +36,12 @@ LABELS = {"a": 3, "b": 1, "c": 300}
 
 
 @pytest.fixture(autouse=True)
-def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Slabs of one plane, or of a few: what is small otherwise comes in one piece."""
-    torch.set_num_threads(1)
     monkeypatch.setattr(logits_module, "SLAB_BYTES", 3000)
     monkeypatch.setattr(slab_resampling, "BLOCK_BYTES", {"cpu": 5000})
+    with threads(1):
+        yield
 
 
 def random_affine(data: st.DataObject, dims: int) -> np.ndarray:
