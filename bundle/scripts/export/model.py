@@ -60,7 +60,7 @@ def read_model(files: Sequence[str], checkpoint: str, overrides: Sequence[str] =
     trained, strides = config.get_parsed_content("trained"), or_none(config.get_parsed_content("strides"))
     preparation, patch = config.get_parsed_content("preparation"), trained["patch_size"]
     check_settings(patch_size=patch, spatial_dims=preparation.spatial_dims, strides=strides)
-    config.get_parsed_content("load_weights")
+    config.get_parsed_content("load_weights").load()
     network = config.get_parsed_content("network_def")
     _warn_of_columns(preparation)
     facts = {
