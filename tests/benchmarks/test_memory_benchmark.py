@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import threads
 
 from scripts.planning.memory import GIB, load_memory_table, step_memory
 
@@ -18,10 +19,8 @@ from scripts.planning.memory import GIB, load_memory_table, step_memory
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Threads wait for each other longer than they compute on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.mark.usefixtures("one_thread")

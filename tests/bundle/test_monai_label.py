@@ -28,11 +28,8 @@ TINY = {"init_filters": 8, "iterations_per_epoch": 1, "num_workers": 0, "seed": 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with forgotten():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

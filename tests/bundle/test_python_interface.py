@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,11 @@ AFFINE = np.array([[-1.1, 0, 0, 90], [0, -1.2, 0, 120], [0, 0, 1, -70], [0, 0, 0
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder that is not the bundle's; tiny tensors: a second thread only waits."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that is not the bundle's."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "elsewhere"
-    torch.set_num_threads(threads)
+    return tmp_path / "elsewhere"
 
 
 def save_network(file: Path, seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import monai.bundle
@@ -21,15 +20,7 @@ from scripts.engines.handlers import OutputAsList
 BUNDLE = Path(__file__).parents[2] / "bundle"
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_an_epoch_with_mlflow(one_thread: None, tmp_path: Path) -> None:
+def test_an_epoch_with_mlflow(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     text = (BUNDLE / "docs/integrations.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"-m monai\.bundle (run training .*--tracking mlflow.*)", text)

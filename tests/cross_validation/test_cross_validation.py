@@ -12,9 +12,9 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from fold_cases import TRAIN, short_run
 from generators import hard_case, write_nnunet
+from threads import threads
 
 from scripts.common.errors import UserError
 from scripts.cross_validation import running
@@ -48,10 +48,8 @@ def split_file(tmp_path: Path) -> Path:
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiny tensors: a second thread only waits, here and in the processes that are started."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def words(**options: Any) -> list[str]:

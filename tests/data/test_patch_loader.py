@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from patches import case_of
+from threads import threads
 
 from scripts.data.augmentation import Augmentation, Cut
 from scripts.data.loading import PatchLoader, RandomCases, Sample
@@ -52,10 +53,8 @@ def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+    with threads(2):
+        yield
 
 
 def test_the_number_of_workers_changes_nothing(two_threads: None) -> None:
@@ -116,10 +115,8 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker has, beside which the batches are held bit by bit
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):  # as a worker has, beside which the batches are held bit by bit
+        yield
 
 
 def for_a_gpu(loader: PatchLoader) -> PatchLoader:

@@ -10,16 +10,15 @@ import pytest
 import torch
 from patches import PatchMaker, case_of
 from scipy.stats import kstest
+from threads import threads
 
 from scripts.data.sampling import PatchSampler, in_plane, rotation_range
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def test_patch_is_what_lies_there() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 from finish_cases import Task, run_here
+from threads import threads
 
 from scripts.cross_validation import running
 from scripts.finish import steps
@@ -45,7 +45,5 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiny tensors: a second thread only waits, here and in the processes that are started."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
